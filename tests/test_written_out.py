@@ -534,30 +534,38 @@ def test_a_batch_that_is_moved_and_comes_back(name: str) -> None:
     assert report.verified, report.verdict
 
 
+@pytest.mark.parametrize("batch", ["n", 3])
 @pytest.mark.parametrize("name", [name for name in MOVED if "constants" not in name])
-def test_more_samples_than_the_file_has(name: str) -> None:
+def test_more_samples_than_the_file_has(name: str, batch: int | str) -> None:
     nodes, stored = MOVED[name]
-    explainer = Explainer(model(nodes, stored, ("n", *SHAPE[1:])))
+    m = model(nodes, stored, (batch, *SHAPE[1:]))
+    explainer = Explainer(m)
     x = rng.standard_normal((3, *SHAPE[1:])).astype(np.float32)
     one_by_one = np.concatenate([explainer.explain(x[i : i + 1], rule="vanilla").map for i in range(3)])
     np.testing.assert_array_equal(explainer.explain(x, rule="vanilla").map, one_by_one)
-    check(model(nodes, stored, ("n", *SHAPE[1:])), x)
+    check(m, x)
+
+
+def test_constants_that_are_put_into_each_sample_of_a_fixed_batch() -> None:
+    nodes, stored = MOVED["x[:, :, i, j] += constants"]
+    x = rng.standard_normal((3, *SHAPE[1:])).astype(np.float32)
+    check(model(nodes, stored | {"w": np.repeat(stored["w"], 3, axis=2)}, x.shape), x)
 
 
 @pytest.mark.parametrize(
     ("reader", "said"),
     [
         (node("Sin", ["t"], ["y"]), r"Transpose.*perm \[1, 0, 2, 3\] moves the batch"),
-        (node("GatherND", ["t", "i"], ["y"]), "picks samples of the batch"),
+        (node("GatherND", ["t", "i"], ["y"]), "works along axis 1"),
         (node("Identity", ["t"], ["y"]), "moves the batch"),
-        (node("Gather", ["t", "i"], ["y"], axis=1), "picks samples of the batch"),
-        (node("Slice", ["t", "j", "k", "j"], ["y"]), "picks samples of the batch"),
-        (node("Split", ["t"], ["y"], axis=1), "picks samples of the batch"),
-        (node("Squeeze", ["t", "j"], ["y"]), "picks samples of the batch"),
-        (node("Squeeze", ["t"], ["y"]), "names no axes"),
-        (node("ReduceMax", ["t"], ["y"], axes=[0, 1]), "of the batch, or mixes them"),
-        (node("ReduceMax", ["t"], ["y"]), "names no axes"),
-        (node("Concat", ["t", "t"], ["y"], axis=1), "picks samples of the batch"),
+        (node("Gather", ["t", "i"], ["y"], axis=1), "picks along axis 1"),
+        (node("Slice", ["t", "j", "k", "j"], ["y"]), "works along axis 1"),
+        (node("Split", ["t"], ["y"], axis=1), "works along axis 1"),
+        (node("Squeeze", ["t", "j"], ["y"]), "works along axis 1"),
+        (node("Squeeze", ["t"], ["y"]), "of each sample becomes"),
+        (node("ReduceMax", ["t"], ["y"], axes=[0, 1]), "works along axis 1"),
+        (node("ReduceMax", ["t"], ["y"]), "works along axis 1"),
+        (node("Concat", ["t", "t"], ["y"], axis=1), "joins along axis 1"),
         (node("Concat", ["t", "x"], ["y"], axis=0), "moves the batch"),
     ],
 )

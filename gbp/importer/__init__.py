@@ -19,8 +19,9 @@ another `Builder` through all nodes, by `apart.py` and `apart_nodes.py`, where n
 There `load.Builder` takes node by node from the queue of `waiting.py`:
 
     folding.evaluate              a node of constants is computed
-    waiting.Waiting               an If (`branches.py`), an op with a rewriter, or a reader of a moved batch
-                                  axis (`moved.py`) → other nodes, to the front of the queue
+    waiting.Waiting               an If (`branches.py`) or an op with a rewriter → other nodes, to the front
+                                  of the queue
+    moved.MovedBatch              a node that moves the batch axis, or reads what such a node makes → layers
     ops.PARSERS                   a node whose tensors have the batch first → layers (`layers.py`)
     lift.py, lift_nodes.py        a node that uses axis 0 otherwise → layers
 """

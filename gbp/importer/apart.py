@@ -83,7 +83,7 @@ class Followed:
 
     def mixed(self, found: str) -> NoReturn:
         """Refuse a node that may mix samples."""
-        self.node.refuse(found, supported="what keeps the samples of an open batch apart")
+        self.node.refuse(found, supported="what keeps the samples of a batch apart")
 
     def place(self, index: int = 0) -> Place:
         """Where an input holds the batch."""

@@ -86,6 +86,8 @@ def _reduced(f: Followed) -> Place:
 
 def _reshaped(f: Followed) -> Place:
     """Sizes before the samples become whole axes and a part of one."""
+    if f.node.op == "Squeeze":
+        f.beside(f.ints(1, "axes") or ())
     place, given, to = f.place(), f.shape(), f.result
     many = [one if many is None else many for one, many in zip(f.node.operands, f.many, strict=True)]
     many[0] = place.of(given, MANY)
@@ -100,6 +102,8 @@ def _reshaped(f: Followed) -> Place:
 
 def _transposed(f: Followed) -> Place:
     perm = f.node.integers("perm", tuple(reversed(range(f.rank()))))
+    if sorted(perm) != list(range(f.rank())):
+        f.node.invalid(f"perm {perm} does not order {f.rank()} axes.")
     return replace(f.place(), axis=perm.index(f.place().axis))
 
 
@@ -126,7 +130,7 @@ def _sliced(f: Followed) -> Place:
     """Along the batch only where all is kept, however long."""
     starts, ends = f.ints(1, "starts") or (), f.ints(2, "ends") or ()
     axes, steps = f.ints(3, "axes"), f.node.constant_ints(4) if f.node.has(4) else (1,) * len(starts)
-    cuts = zip(range(len(starts)) if axes is None else axes, starts, ends, steps, strict=True)
+    cuts = zip(range(len(starts)) if axes is None else axes, starts, ends, steps, strict=False)
     return f.beside(axis for axis, start, end, step in cuts if (start, step) != (0, 1) or end < _ENDLESS)
 
 
@@ -153,16 +157,16 @@ def _picks_of_each(f: Followed, one: Any) -> bool:
 
 
 def _gathered_nd(f: Followed) -> Place:
-    indices = f.node.constant_integers(1)
     if f.node.integer("batch_dims", 0):
         f.mixed("batch_dims is set.")
-    place = f.beside(range(indices.shape[-1]))
-    return replace(place, axis=place.axis - indices.shape[-1] + indices.ndim - 1)
+    *lead, count = f.node.constant_integers(1).shape or (0,)
+    place = f.beside(range(count))
+    return replace(place, axis=place.axis - count + len(lead))
 
 
 def _scattered(f: Followed) -> Place:
     """Data and updates align by their last axes, which are not indexed."""
-    count = f.node.constant_integers(1).shape[-1]
+    *_, count = f.node.constant_integers(1).shape or (0,)
     place = f.common(0, 2, repeats=False)
     place = replace(place, axis=place.axis - max(f.rank(2) - f.rank(), 0))
     if place.axis < count or f.many[1] is not None:

@@ -54,10 +54,15 @@ class SampleAxis:
     samples: int
     bound: bool
 
+    @property
+    def held(self) -> int:
+        """How many samples axis 0 of the file's tensors holds."""
+        return self.samples if self.bound else 1
+
     def lifted(self, shape: Shape, rank: int = 1) -> Shape:
         """A shape of the file with samples in front, and at least `rank` axes behind them."""
-        shape = (1,) * (rank - len(shape)) + shape if self.samples == 1 else shape
-        return (self.samples, shape[0] // self.samples, *shape[1:])
+        shape = (1,) * (rank - len(shape)) + shape if self.held == 1 else shape
+        return (self.samples, shape[0] // self.held, *shape[1:])
 
     def file_shape(self, shape: Shape) -> Shape:
         """The file's shape of a tensor that is computed in `shape`, with samples in front."""
@@ -84,7 +89,7 @@ class Lifting:
 
         It has one row; or the file is for one sample, and the constant has as many rows as the operands.
         """
-        return size == 1 or (self.batch.samples == 1 and size == max(shape[0] for shape in self.shapes))
+        return size == 1 or (self.batch.held == 1 and size == max(shape[0] for shape in self.shapes))
 
     def refuse_if_bound(self, found: str) -> None:
         """Refuse a node that works along the batch axis, or changes it, where it is bound."""

@@ -134,7 +134,7 @@ def _gather(lifting: Lifting) -> Lifted | None:
     if not node.is_constant(1):
         return None
     axis = node.integer("axis", 0)
-    if batch.samples > 1 and axis in (0, -lifting.rank):
+    if batch.held > 1 and axis in (0, -lifting.rank):
         return _gather_of_each(lifting, node.constant_integers(1))
     return lifting.parse(axis=lifting.axis(axis))
 
@@ -283,7 +283,7 @@ def _reshape(lifting: Lifting) -> Lifted | None:
     batch, node, shape = lifting.batch, lifting.node, lifting.shapes[0]
     target = TARGETS[node.op](node)
     moves = node.op in ("Squeeze", "Unsqueeze") and target[:1] != shape[:1]
-    if moves or not target or target[0] % batch.samples:
+    if moves or not target or target[0] % batch.held:
         lifting.refuse_if_bound(f"{list(shape)} becomes {list(target)}")
     node.operands[0] = batch.lifted(shape)
     return Lifted(node, Reshape(batch.lifted(target) if target else (batch.samples,)))

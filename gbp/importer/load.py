@@ -22,7 +22,7 @@ from .functions import inlined
 from .layers import Layers
 from .lift import Lifted, SampleAxis
 from .lift_nodes import by_rows, in_front
-from .moved import MOVERS
+from .moved import MovedBatch
 from .outputs import with_heads_apart
 from .proto import (
     Model,
@@ -88,6 +88,7 @@ class Builder:
         taken = self.read | {name for proto in graph.node for name in proto.output}
         self.waiting = Waiting(source.nodes, self.constants, self.stored, self.read, taken)
         self.layers = Layers(source, input_shape, self.read, self.waiting.unused)
+        self.moved = MovedBatch(self.layers, self.waiting, self.batch.samples)
 
     def graph(self) -> Graph:
         """The graph.  Raises ModelError, or one UnsupportedError about all nodes that are refused."""
@@ -110,6 +111,8 @@ class Builder:
         if refused:
             reasons = dict.fromkeys(map(str, refused))
             raise refused[0] if len(reasons) == 1 else UnsupportedError(" ".join(reasons))
+        if self.source.scores in self.moved.tensors:
+            raise self.moved.tensors[self.source.scores].refused()
         self.waiting.check(self.source.scores)
         if self.source.scores not in self.layers.shapes:
             raise ModelError(f"{self.source.scores!r} does not depend on the input {self.source.input!r}.")
@@ -158,7 +161,7 @@ class Builder:
 
     def _with_way_out(self, error: UnsupportedError, proto: onnx.NodeProto) -> UnsupportedError:
         """The error with the advice to explain a tensor before the node, if one could be read."""
-        read = (self.waiting.source_of(name) for name in proto.input)
+        read = map(self.moved.origin, proto.input)
         made = (name for name in read if name in self.layers.file_shapes and name != self.source.input)
         return error if self.layers.budget.is_spent else with_way_out(error, next(made, None))
 
@@ -168,6 +171,7 @@ class Builder:
         The declared shape may be wrong, so it is used for nothing else: see `guessed`.
         """
         for name in filter(None, proto.output):
+            self.moved.tensors.pop(name, None)
             shape = self._declared_by_sample(name)
             if shape:
                 self.layers.shapes[name] = self.layers.file_shapes[name] = shape
@@ -191,7 +195,7 @@ class Builder:
         check_arity(proto, self.source.opset)
         self.waiting.check_scale(proto)
         for name in filter(None, proto.input):
-            if not (name in self.layers.shapes or name in self.constants or name in self.waiting.moved):
+            if not (name in self.layers.shapes or name in self.constants):
                 self.constants[name] = self._stored(name, proto)
 
     def _stored(self, name: str, reader: onnx.NodeProto) -> NDArray[Any]:
@@ -204,8 +208,7 @@ class Builder:
         """Fold the node, replace it by others, or parse it into layers."""
         names, op = [name for name in proto.input if name], qualified(proto)
         if op in ("Shape", "Size") and names[0] not in self.constants:
-            shape = self.layers.file_shapes.get(names[0]) or self.waiting.moved[names[0]].seen
-            self.constants[proto.output[0]] = shape_constant(proto, shape)
+            self.constants[proto.output[0]] = shape_constant(proto, self.layers.file_shapes[names[0]])
             return
         is_constant = all(name in self.constants for name in names)
         if is_constant and (op in FOLDS or op not in REWRITERS):
@@ -219,11 +222,10 @@ class Builder:
             like, proto = proto, onnx.NodeProto()
             proto.CopyFrom(like)
             del proto.input[1]
-        reads_moved = op in MOVERS or not self.waiting.moved.keys().isdisjoint(names)
-        if self.batch.bound and reads_moved and self.waiting.moves_batch(self._node(proto)):
+        if self.batch.bound and self.moved.takes(self._node(proto)):
             return
         if op in REWRITERS:
-            self.waiting.rewrite(self._node(proto))
+            self.waiting.put(self.waiting.rewritten(self._node(proto)))
         elif op in PARSERS:
             self._parse(proto)
         else:  # The op is in the branch of an If, which `open_model` has not seen.

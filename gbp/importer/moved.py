@@ -3,13 +3,12 @@
 PyTorch's newer exporter writes an index of inner axes in this way: x[:, perm] becomes Transpose, GatherND,
 Transpose, and x[:, 1:3] = v becomes two Transposes, ScatterND, Transpose.  Attention takes queries, keys and
 values apart along an axis that it puts first, and networks for video do so with frames, which they stack
-again.  The moved tensor is never computed.  It is described as another tensor and an order of its axes
-(`Moved`), and its readers are rewritten with the batch in front.
+again.  Where such a node keeps the samples apart (`apart_nodes.py`), it is read as in a file for one sample
+(`lift.py`): a tensor (a, N, b) of the file is computed as (N, a, 1, b).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,295 +17,166 @@ from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
 from ..graph.shapes import Shape
-from ..limits import elements
-from ..ops.concat import parts
+from ..ops import REWRITERS
 from ..ops.node import Node
-from ..ops.resample import MAX_TAPS
-from ..ops.written import Writer
+from ..ops.shape import TARGETS
+from .apart import Followed, Place
+from .apart_nodes import through
+from .layers import Layers
+from .lift import SampleAxis
+from .lift_nodes import in_front
+from .proto import qualified
+from .waiting import Waiting
+
+#: Ops that may read a tensor whose batch is moved.
+_READERS = (
+    "Concat", "Gather", "GatherND", "Identity", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "ScatterND",
+    "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Tensor `name` with its axes in the order `perm`.
+    """A tensor whose batch is not in front.
 
     Parameters
     ----------
-    name
-        A tensor whose first axis is the batch.
-    shape
-        Its shape.
-    perm
-        The order of axes in which the file's nodes see it.
-    node, op
-        The name of the node that moved the batch, and its op.
+    place
+        Where the file has the batch.
+    mover
+        The node that moved it from the front.
     """
 
-    name: str
-    shape: Shape
-    perm: tuple[int, ...]
-    node: str
-    op: str = "Transpose"
-
-    @property
-    def seen(self) -> Shape:
-        """The shape that the file's nodes see."""
-        return tuple(self.shape[axis] for axis in self.perm)
+    place: Place
+    mover: Node
 
     def refused(self) -> UnsupportedError:
         """The error for a node that would compute with the tensor."""
-        found = f"perm {list(self.perm)} moves" if self.op == "Transpose" else "it moves"
+        node = self.mover
+        found = f"perm {list(_perm(node))} moves" if node.op == "Transpose" else "it moves"
         return UnsupportedError(
             f"{found} the batch axis.",
-            node=self.node,
-            op=self.op,
+            node=node.name,
+            op=node.op,
             supported="the batch in front; or that it comes back there. If it is fixed at several samples, "
-            f"nothing may stand between but {', '.join(sorted((*READERS, 'Concat', 'ScatterND')))}",
+            f"nothing may stand between but {', '.join(_READERS)}",
         )
 
-    def along(self, node: Node, axis: int) -> int:
-        """The axis of `name` that nodes see as `axis`, which may not be the batch."""
-        found = self.perm[node.axis(axis, len(self.perm))]
-        if found == 0:
-            node.refuse("it picks samples of the batch, or mixes them.", supported="another axis")
-        return found
 
-    def in_order(self, w: Writer, front: tuple[int, ...]) -> str:
-        """Write the tensor with the batch first, then the axes `front`, then the others as nodes see them."""
-        rest = (axis for axis in self.perm if axis not in (0, *front))
-        perm = (0, *front, *rest)
-        return self.name if perm == tuple(range(len(perm))) else w.write("Transpose", self.name, perm=perm)
+class MovedBatch:
+    """Reads the nodes that move the batch, and those that read what they make.
 
-
-def transposed(node: Node, w: Writer, x: Moved) -> Moved:
-    """Transpose."""
-    rank = len(x.perm)
-    perm = node.integers("perm", tuple(reversed(range(rank))))
-    if sorted(perm) != list(range(rank)):
-        node.invalid(f"perm {perm} does not order {rank} axes.")
-    return replace(x, perm=tuple(x.perm[axis] for axis in perm))
-
-
-def _indexed(node: Node, x: Moved, indices: NDArray[Any]) -> tuple[tuple[int, ...], NDArray[np.int64]]:
-    """The axes of x.name that `indices` (…, k) index, and the indices into these axes merged into one."""
-    if indices.ndim < 1 or not 1 <= indices.shape[-1] <= len(x.perm) or not indices.size:
-        node.invalid(f"indices of shape {list(indices.shape)} do not fit {list(x.seen)}.")
-    axes = x.perm[: indices.shape[-1]]
-    if 0 in axes:
-        node.refuse("it picks samples of the batch.", supported="indices of other axes")
-    sizes = np.array([x.shape[axis] for axis in axes])
-    if (indices < -sizes).any() or (indices >= sizes).any():
-        node.invalid(f"indices are not all inside {list(sizes)}.")
-    if elements(sizes.tolist()) > MAX_TAPS:
-        node.refuse(f"it picks of {list(sizes)} elements.", supported=f"up to {MAX_TAPS}")
-    whole = np.moveaxis(np.where(indices < 0, indices + sizes, indices), -1, 0)
-    return axes, np.ravel_multi_index(tuple(whole), tuple(sizes.tolist())).astype(np.int64)
-
-
-def _with_new_axes(x: Moved, axes: tuple[int, ...], lead: int) -> tuple[tuple[int, ...], Shape]:
-    """How nodes see x where `lead` new axes replace `axes`, and are stored right behind the batch.
-
-    Returns
-    -------
-    The order of all axes that the file's nodes see, and the sizes of those that are stored behind the new.
+    Parameters
+    ----------
+    layers
+        Where their layers are added.
+    waiting
+        Where the nodes are put that a rewriter writes in place of one of them.
+    samples
+        The size of the batch.
     """
-    rest = [axis for axis in x.perm if axis not in axes]
-    others = [axis for axis in rest if axis]
-    order = [0 if axis == 0 else 1 + lead + others.index(axis) for axis in rest]
-    return (*range(1, 1 + lead), *order), tuple(x.shape[axis] for axis in others)
+
+    def __init__(self, layers: Layers, waiting: Waiting, samples: int) -> None:
+        self._layers, self._waiting = layers, waiting
+        self._batch = SampleAxis(samples, bound=False)
+        #: Tensors whose batch is not in front.
+        self.tensors: dict[str, Moved] = {}
+        #: Tensors of nodes that rewriters have written for one sample.
+        self._written: set[str] = set()
+
+    def takes(self, node: Node) -> bool:
+        """Read a node, if it moves the batch or reads such a tensor.  Returns whether it does.
+
+        Raises UnsupportedError if it may mix samples.
+        """
+        outputs = [name for name in node.proto.output if name]
+        operands = list(map(self._for_one, node.proto.input, node.operands))
+        if self._written.isdisjoint(outputs):
+            moved = [self.tensors.get(name) for name in node.proto.input]
+            if not any(moved):
+                if not _moves_batch(node):
+                    return False
+                moved[0] = Moved(Place(0), node)
+            self.tensors.update(dict.fromkeys(outputs, self._followed(node, operands, moved)))
+        self._read(Node(node.proto, node.opset, operands, node.read), outputs)
+        return True
+
+    def origin(self, name: str) -> str:
+        """For a moved tensor the tensor that was moved; otherwise `name`."""
+        return str(self.tensors[name].mover.proto.input[0]) if name in self.tensors else name
+
+    def _for_one(self, name: str, operand: Any) -> Any:
+        """An operand with the shape that it has for one sample."""
+        if name in self.tensors:
+            return self._layers.shapes[name][1:]
+        if name in self._written or not isinstance(operand, tuple):
+            return operand
+        return (*(n // self._batch.samples for n in operand[:1]), *operand[1:])
+
+    def _followed(self, node: Node, operands: list[Any], moved: list[Moved | None]) -> Moved:
+        """Where the outputs of a node hold the batch.  Raises UnsupportedError if it may mix samples.
+
+        `operands` are those of one sample, except constant updates, which become so.  `moved` says where each
+        holds the batch, and is None for a constant.
+        """
+        first = next(filter(None, moved))
+        beside = any(isinstance(o, tuple) and m is None for o, m in zip(operands, moved, strict=True))
+        if qualified(node.proto) not in _READERS or beside:
+            raise first.refused()
+        places = [each.place if each else None for each in moved]
+        if node.op == "ScatterND" and moved[0] and isinstance(operands[2], np.ndarray):
+            from_end = moved[0].place.axis - len(operands[0])
+            operands[2], places[2] = _of_one(operands[2], from_end, self._batch.samples)
+        one = Node(node.proto, node.opset, [*operands], node.read)
+        result = TARGETS[node.op](one) if node.op in TARGETS else ()
+        return replace(first, place=through(Followed(one, places, [None] * len(places), result)))
+
+    def _read(self, node: Node, outputs: list[str]) -> None:
+        """Read a node as in a file for one sample; or put what its rewriter writes into the queue."""
+        if qualified(node.proto) in REWRITERS:
+            writer = self._waiting.rewritten(node)
+            self._written.update(name for each in writer.nodes for name in each.output)
+            self._waiting.put(writer)
+            return
+        read = in_front(node, self._batch)
+        if read is None:
+            node.refuse("it cannot be read where the batch is moved.")
+        made = self.tensors.get(outputs[0])
+
+        def file_shape(shape: Shape) -> Shape:
+            one = () if read.is_scalar else shape[1:]
+            return made.place.of(one, self._batch.samples) if made else one
+
+        self._layers.add(read.node, read.parsed, file_shape)
+        if made is not None:
+            self._written.difference_update(outputs)
+            if made.place.axis == 0:
+                for name in outputs:
+                    del self.tensors[name]
 
 
-def gathered(node: Node, w: Writer, x: Moved) -> Moved:
-    """GatherND with constant indices that do not index the batch."""
-    if node.integer("batch_dims", 0):
-        node.refuse(f"batch_dims is set, and {x.node!r} moves the batch.", supported="0")
-    indices = node.constant_integers(1).astype(np.int64)
-    axes, picked = _indexed(node, x, indices)
-    batch, lead = x.shape[0], picked.ndim
-    perm, rest = _with_new_axes(x, axes, lead)
-    inside = elements([x.shape[axis] for axis in axes])
-    flat = w.reshaped(x.in_order(w, axes), (batch, inside, *rest))
-    made = w.write("Gather", flat, w.constant(picked.reshape(-1)), axis=1)
-    shape = (batch, *picked.shape, *rest)
-    return replace(x, name=w.reshaped(made, shape), shape=shape, perm=perm)
+def _moves_batch(node: Node) -> bool:
+    """Whether a node whose input has the batch in front puts another axis there."""
+    if node.op not in ("Transpose", "Unsqueeze") or not isinstance(node.operands[0], tuple):
+        return False
+    if node.op == "Transpose":
+        return _perm(node)[:1] != (0,)
+    axes = node.constant_ints(1) if node.has(1) else node.integers("axes", ())
+    return 0 in node.axes(axes, len(node.shape()) + len(axes))
 
 
-def gathered_along(node: Node, w: Writer, x: Moved) -> Moved:
-    """Gather with constant indices along another axis than the batch."""
-    axis = node.axis(node.integer("axis", 0), len(x.perm))
-    along, indices = x.along(node, axis), node.constant_integers(1)
-    lead = indices.ndim
-    made = w.write("Gather", x.name, w.constant(indices.astype(np.int64)), axis=along)
-    renumbered = [a if a < along else a - 1 + lead for a in x.perm]
-    perm = (*renumbered[:axis], *range(along, along + lead), *renumbered[axis + 1 :])
-    shape = (*x.shape[:along], *indices.shape, *x.shape[along + 1 :])
-    return replace(x, name=made, shape=shape, perm=perm)
+def _perm(node: Node) -> tuple[int, ...]:
+    return node.integers("perm", tuple(reversed(range(len(node.shape())))))
 
 
-def scattered(node: Node, w: Writer, x: Moved | NDArray[Any], updates: Moved | NDArray[Any]) -> Moved:
-    """ScatterND with constant indices that do not index the batch.  Either operand may be constant."""
-    like = x if isinstance(x, Moved) else None
-    if like is None:
-        node.refuse("its data are constant and the batch of its updates is moved.", supported="computed data")
-    axes, picked = _indexed(node, like, node.constant_integers(1).astype(np.int64))
-    batch, lead = like.shape[0], picked.ndim
-    perm, rest = _with_new_axes(like, axes, lead)
-    inside = elements([like.shape[axis] for axis in axes])
-    flat = w.reshaped(like.in_order(w, axes), (batch, inside, *rest))
-    shape = (batch, picked.size, *rest)
-    seen = tuple((batch, *picked.shape, *rest)[axis] for axis in perm)
-    if isinstance(updates, Moved):
-        if updates.seen != seen or [a == 0 for a in updates.perm] != [a == 0 for a in perm]:
-            node.refuse(f"updates of shape {list(updates.seen)} do not fit {list(seen)}.")
-        new = w.reshaped(updates.in_order(w, updates.perm[:lead]), shape)
-    else:
-        back = [perm.index(axis) for axis in range(len(perm))]
-        if updates.shape != seen:
-            node.invalid(f"updates of shape {list(updates.shape)} do not fit {list(seen)}.")
-        new = w.constant(updates.transpose(back).reshape(shape))
-    ones = (1,) * len(rest)
-    where = np.broadcast_to(picked.reshape(1, -1, *ones), shape)
-    reduction = node.text("reduction", "none")
-    attributes = {} if reduction == "none" else {"reduction": reduction}
-    made = w.write("ScatterElements", flat, w.constant(where), new, axis=1, **attributes)
-    original = (batch, *(like.shape[axis] for axis in axes), *rest)
-    order, _ = _with_new_axes(like, axes, len(axes))
-    return replace(like, name=w.reshaped(made, original), shape=original, perm=order)
+def _of_one(constant: NDArray[Any], from_end: int, samples: int) -> tuple[NDArray[Any], Place | None]:
+    """A constant that has samples along an axis, for one of them, and that axis.
 
-
-def _axes(node: Node, rank: int) -> tuple[int, ...]:
-    """`axes`: an attribute before opset 13, an input since."""
-    axes = node.constant_ints(1) if node.has(1) else node.integers("axes")
-    if axes is None:
-        node.refuse("it names no axes.", supported="axes")
-    return node.axes(axes, rank)
-
-
-def squeezed(node: Node, w: Writer, x: Moved) -> Moved:
-    """Squeeze of other axes than the batch."""
-    gone = {x.along(node, axis) for axis in _axes(node, len(x.perm))}
-    if any(x.shape[axis] != 1 for axis in gone):
-        node.invalid(f"not all axes of {list(x.seen)} that it removes are 1.")
-    kept = [axis for axis in range(len(x.perm)) if axis not in gone]
-    shape = tuple(x.shape[axis] for axis in kept)
-    perm = tuple(kept.index(axis) for axis in x.perm if axis not in gone)
-    return replace(x, name=w.reshaped(x.name, shape), shape=shape, perm=perm)
-
-
-def unsqueezed(node: Node, w: Writer, x: Moved) -> Moved:
-    """Unsqueeze.  The new axes are stored right behind the batch."""
-    count = len(node.constant_ints(1) if node.has(1) else node.integers("axes", ()))
-    rank = len(x.perm) + count
-    axes = _axes(node, rank)
-    shape = (x.shape[0], *(1,) * count, *x.shape[1:])
-    new, rest = iter(range(1, 1 + count)), (axis + count if axis else 0 for axis in x.perm)
-    perm = tuple(next(new) if i in axes else next(rest) for i in range(rank))
-    return replace(x, name=w.reshaped(x.name, shape), shape=shape, perm=perm)
-
-
-def _cut(w: Writer, x: Moved, cuts: dict[int, slice]) -> Moved:
-    """Slices along axes of x.name, each of which takes something."""
-    shape = tuple(len(range(*cuts.get(a, slice(None)).indices(n))) for a, n in enumerate(x.shape))
-    ends = [[cut.start for cut in cuts.values()], [cut.stop for cut in cuts.values()]]
-    if w.opset < 10:
-        name = w.write("Slice", x.name, starts=ends[0], ends=ends[1], axes=list(cuts))
-    else:
-        given = *ends, list(cuts), [cut.step for cut in cuts.values()]
-        name = w.write("Slice", x.name, *(w.constant(np.array(values, np.int64)) for values in given))
-    return replace(x, name=name, shape=shape)
-
-
-def sliced(node: Node, w: Writer, x: Moved) -> Moved:
-    """Slice along other axes than the batch."""
-    if node.opset < 10:
-        starts, ends, axes = node.integers("starts", ()), node.integers("ends", ()), node.integers("axes")
-        steps: tuple[int, ...] = (1,) * len(starts)
-    else:
-        starts, ends = node.constant_ints(1), node.constant_ints(2)
-        axes = node.constant_ints(3) if node.has(3) else None
-        steps = node.constant_ints(4) if node.has(4) else (1,) * len(starts)
-    axes = tuple(range(len(starts))) if axes is None else node.axes(axes, len(x.perm))
-    if not len(starts) == len(ends) == len(steps) == len(axes) or 0 in steps:
-        node.invalid(
-            f"starts {list(starts)}, ends {list(ends)}, steps {list(steps)} do not fit {list(axes)}."
-        )
-    cuts = {}
-    for axis, *cut in zip(axes, starts, ends, steps, strict=True):
-        along = x.along(node, axis)
-        cuts[along] = slice(*cut)
-        if not range(*cuts[along].indices(x.shape[along])):
-            node.invalid(f"it takes nothing of axis {axis} of {list(x.seen)}.")
-    return _cut(w, x, cuts)
-
-
-def split(node: Node, w: Writer, x: Moved) -> list[Moved]:
-    """Split along another axis than the batch: a Slice for each output."""
-    along = x.along(node, node.integer("axis", 0))
-    return [_cut(w, x, {along: slice(a, b, 1)}) for a, b in parts(node, x.shape[along])]
-
-
-def joined(node: Node, w: Writer, xs: list[Moved]) -> Moved:
-    """Concat along another axis than the batch, of tensors whose batch is at one place."""
-    first, *others = xs
-    along = first.along(node, node.integer("axis", 0))
-    axis = first.perm.index(along)
-    names = [first.name]
-    for x in others:
-        seen = [(*each.seen[:axis], *each.seen[axis + 1 :]) for each in (first, x)]
-        if len(x.perm) != len(first.perm) or seen[0] != seen[1] or x.perm.index(0) != first.perm.index(0):
-            node.refuse(f"inputs of shapes {list(first.seen)} and {list(x.seen)} do not join.")
-        order = tuple(x.perm[first.perm.index(a)] for a in range(len(x.perm)))
-        names.append(
-            x.name if order == tuple(range(len(order))) else w.write("Transpose", x.name, perm=order)
-        )
-    shape = list(first.shape)
-    shape[along] = sum(x.seen[axis] for x in xs)
-    return replace(first, name=w.write("Concat", *names, axis=along), shape=tuple(shape))
-
-
-def reduced(node: Node, w: Writer, x: Moved) -> Moved:
-    """An op of ONNX's Reduce family over other axes than the batch, as the mean over stacked views."""
-    is_input, given = node.has(1), dict[str, Any]()
-    axes = node.constant_ints(1) if is_input else node.integers("axes")
-    if not axes:
-        node.refuse("it names no axes, and the batch is moved.", supported="axes")
-    node.ignore("noop_with_empty_axes")
-    gone = sorted({x.along(node, axis) for axis in axes})
-    if node.integer("keepdims", 1):
-        shape = tuple(1 if axis in gone else size for axis, size in enumerate(x.shape))
-        perm = x.perm
-    else:
-        kept = [axis for axis in range(len(x.perm)) if axis not in gone]
-        shape, given = tuple(x.shape[axis] for axis in kept), {"keepdims": 0}
-        perm = tuple(kept.index(axis) for axis in x.perm if axis not in gone)
-    if is_input:
-        made = w.write(node.op, x.name, w.constant(np.array(gone, np.int64)), **given)
-    else:
-        made = w.write(node.op, x.name, axes=gone, **given)
-    return replace(x, name=made, shape=shape, perm=perm)
-
-
-def unchanged(node: Node, w: Writer, x: Moved) -> Moved:
-    """Identity, which also stands for the branch that an If takes."""
-    return x
-
-
-#: The ops that `reduced` reads.
-_REDUCING = (
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceProd", "ReduceSum", "ReduceSumSquare",
-)  # fmt: skip
-#: Ops that may read a moved tensor.
-READERS: dict[str, Callable[..., Moved | list[Moved]]] = {
-    "Identity": unchanged,
-    "Transpose": transposed,
-    "GatherND": gathered,
-    "Gather": gathered_along,
-    "Slice": sliced,
-    "Split": split,
-    "Squeeze": squeezed,
-    "Unsqueeze": unsqueezed,
-    **dict.fromkeys(_REDUCING, reduced),
-}
-
-#: Ops that may move the batch from the front.
-MOVERS: dict[str, Callable[[Node, Writer, Moved], Moved]] = {"Transpose": transposed, "Unsqueeze": unsqueezed}
+    None if they are not the same for each sample.
+    """
+    axis = constant.ndim + from_end
+    if axis < 0 or constant.shape[axis] != samples:
+        return constant, None
+    one = constant.take([0], axis)
+    return (one, Place(axis)) if (constant == one).all() else (constant, None)

@@ -2,7 +2,6 @@
 
 - An If with a known condition is replaced by the branch that it takes.
 - An op with a rewriter is replaced by the nodes that the rewriter writes.
-- A reader of a tensor whose batch axis is moved is replaced by what `moved.py` writes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from ..ops import REWRITERS
 from ..ops.node import Node
 from ..ops.written import Writer
 from .branches import reads, taken
-from .moved import MOVERS, READERS, Moved, joined, scattered
 from .proto import label, qualified
 from .scales import Scales, dynamic
 
@@ -54,8 +52,6 @@ class Waiting:
         self._count = len(self.nodes)
         self.constants, self.stored, self.read, self.taken = constants, stored, read, taken
         self.of_file = frozenset(taken)
-        #: Tensors whose batch is not the first axis.  They are never computed.
-        self.moved: dict[str, Moved] = {}
         #: Integers whose scale this network does not multiply by → what reads them or the scale.
         self.misread: dict[str, str] = {}
         #: Tensors in which gbp computes other numbers than the file.
@@ -90,11 +86,6 @@ class Waiting:
         self.taken.add(name)
         return name
 
-    def source_of(self, name: str) -> str:
-        """For a moved tensor the tensor of the file that it comes from; otherwise `name`."""
-        moved = self.moved.get(name)
-        return name if moved is None or moved.name not in self.of_file else moved.name
-
     def _put(self, nodes: list[onnx.NodeProto]) -> None:
         """Put nodes at the front of the queue.  Raises UnsupportedError where they become too many."""
         self._count += len(nodes)
@@ -124,55 +115,8 @@ class Waiting:
         self._put(nodes)
         return True
 
-    def moves_batch(self, node: Node) -> bool:
-        """Replace a node that moves the batch from the front, or that reads a tensor whose batch is moved.
-
-        Returns whether it did.  Raises UnsupportedError if the node would compute with such a tensor.
-        """
-        proto, op = node.proto, qualified(node.proto)
-        here = [name for name in proto.input if name in self.moved]
-        writer = Writer(node, self.unused)
-        if not here:
-            found = self._move(node, writer)
-            if found is None:
-                return False
-            self.moved[proto.output[0]] = found
-            self._take(node, writer)
-            return True
-        first = self.moved[here[0]]
-        if op == "ScatterND":
-            x, updates = (
-                self.moved.get(name, self.constants.get(name)) for name in (proto.input[0], proto.input[2])
-            )
-            if x is None or updates is None:
-                raise first.refused()
-            result: Moved | list[Moved] = scattered(node, writer, x, updates)
-        elif op == "Concat" and len(here) == len(proto.input):
-            result = joined(node, writer, [self.moved[name] for name in here])
-        elif op in READERS and here == [proto.input[0]]:
-            result = READERS[op](node, writer, first)
-        else:
-            raise first.refused()
-        for name, moved in zip(proto.output, result if isinstance(result, list) else [result], strict=True):
-            if not name:
-                continue
-            if moved.perm[0] == 0:
-                writer.write("Transpose", moved.name, to=name, perm=moved.perm)
-            else:
-                self.moved[name] = moved
-        self._take(node, writer)
-        return True
-
-    def _move(self, node: Node, writer: Writer) -> Moved | None:
-        """The output of a Transpose or Unsqueeze that moves the batch; None for another node."""
-        if node.op not in MOVERS or not isinstance(shape := node.operands[0], tuple):
-            return None
-        x = Moved(node.proto.input[0], shape, tuple(range(len(shape))), node.name, node.op)
-        found = MOVERS[node.op](node, writer, x)
-        return None if found.perm[0] == 0 else found
-
-    def rewrite(self, node: Node) -> None:
-        """Replace a node by what its rewriter writes.
+    def rewritten(self, node: Node) -> Writer:
+        """The nodes that a node's rewriter writes in its place, to be put into the queue.
 
         Raises what the rewriter raises, and UnsupportedError if an output is read that it does not write.
         """
@@ -182,18 +126,16 @@ class Waiting:
         missing = self.read.intersection(filter(None, node.proto.output)) - made
         if missing:
             node.refuse(f"output {min(missing)!r} is used.", supported="the first output")
-        self._take(node, writer)
-
-    def _take(self, node: Node, writer: Writer) -> None:
-        """Put what was written in place of a node at the front of the queue."""
         node.check_all_attributes_read()
+        return writer
+
+    def put(self, writer: Writer) -> None:
+        """Put what was written in place of a node at the front of the queue."""
         self.constants.update({name: np.asarray(value) for name, value in writer.constants.items()})
         self._put(writer.nodes)
 
     def check(self, scores: str) -> None:
-        """Raise UnsupportedError if the scores are a tensor whose numbers are not computed as the file's."""
-        if scores in self.moved:
-            raise self.moved[scores].refused()
+        """Raise UnsupportedError if gbp computes other numbers in the scores than the file."""
         if scores in self.own:
             raise UnsupportedError(
                 f"{scores!r} holds integers of a DynamicQuantizeLinear, or their scale.",
