@@ -148,7 +148,11 @@ def gather_elements(node: Node, w: Writer) -> None:
 
 
 def gather_nd(node: Node, w: Writer) -> None:
-    _gather(node, w, _by_tuples(node, node.shape(0)))
+    positions, indices = _by_tuples(node, node.shape(0)), _indices(node)
+    if node.batch_is_open or indices.shape[-1] > 1 or node.integer("batch_dims", 0):
+        _gather(node, w, positions)
+    else:  # along axis 0, which keeps the order of the others in memory
+        w.write("Gather", node.proto.input[0], w.constant(indices[..., 0]), to=node.proto.output[0], axis=0)
 
 
 def _of_every_sample(node: Node, index: int, batch: int) -> NDArray[Any]:

@@ -67,7 +67,7 @@ class Reshape(Op):
             return (tuple(range(1, len(x[0]))),), tuple(range(1, len(self.to)))
         wanted: list[int] = []
         result: list[int] = []
-        for axis in given[0]:
+        for axis in sorted(given[0], key=lambda axis: x[0][axis] == 1):  # Axes of size 1 may be anywhere.
             left, right = next(block for block in blocks if axis in block[0])
             if left[0] not in wanted:
                 wanted += left
