@@ -64,6 +64,8 @@ LEVEL = 2 * TILE_BYTES
 LEVELS = 5 * LEVEL
 #: How many bytes of x are fetched ahead.
 _AHEAD = 2**11
+#: Lines of split pixels that are fetched ahead: those of two tiles, and of the further pixels that taps read.
+_FETCHED = 36
 
 
 def pack_digits(w: NDArray[np.float32], divisors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -227,44 +229,70 @@ def _fourth(a: int, b: int, s: Sum, w: int, out: int) -> None:
 
 
 @inlined
-def _add_products(a: int, b: int, s: Sum, w0: int, run: Any, data: Any) -> Any:
+def _fetch(k: int, w0: int, pixels: int, s: Sum) -> None:
+    """Fetch the k-th twelfth of a step of weights and of `_FETCHED` lines of pixels, beside a product.
+
+    A load of a tile would wait for each line that is in the second-level cache alone.  Where rows have one
+    tap, it takes longer to fetch than to wait.
+    """
+    if s.taps_w > 1:
+        for row in range(DIGITS_STEP // 12 * k, DIGITS_STEP // 12 * (k + 1), ROW_BYTES):
+            prefetch_read(w0 + row)
+        for row in range(_FETCHED // 12 * k, _FETCHED // 12 * (k + 1)):
+            prefetch_read(pixels + row * ROW_BYTES)
+
+
+@inlined
+def _add_products(a: int, b: int, s: Sum, w0: int, pixels: int, run: Any, data: Any) -> Any:
     """Add the products of a chunk and tap to the levels.
 
     Between two products one side stays, and the sum of a product is not needed for three more: it is ready
-    by then.
+    by then.  Meanwhile the weights of the next tap are fetched, and what is at `pixels`.
     """
-    w1, w2 = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES
+    w1, w2, following = w0 + TILE_BYTES, w0 + 2 * TILE_BYTES, w0 + DIGITS_STEP
     amx_load(6, a, s.pixel)
     amx_load(7, w0, ROW_BYTES)
     amx_multiply_digits(0, 6, 7)
+    _fetch(0, following, pixels, s)
     amx_load(7, w1, ROW_BYTES)
     amx_multiply_digits(1, 6, 7)
+    _fetch(1, following, pixels, s)
     amx_load(7, w2, ROW_BYTES)
     amx_multiply_digits(2, 6, 7)
+    _fetch(2, following, pixels, s)
     if _TWO:
         amx_load(6, b, s.pixel)
         amx_multiply_digits(5, 6, 7)
+        _fetch(3, following, pixels, s)
         amx_load(7, w1, ROW_BYTES)
         amx_multiply_digits(4, 6, 7)
+        _fetch(4, following, pixels, s)
     run = _work(run, data)
     amx_load(7, w0, ROW_BYTES)
     if _TWO:
         amx_multiply_digits(3, 6, 7)
+        _fetch(5, following, pixels, s)
     amx_load(6, a + 2 * s.part, s.pixel)
     amx_multiply_signed(2, 6, 7)
+    _fetch(6, following, pixels, s)
     if _TWO:
         amx_load(6, b + 2 * s.part, s.pixel)
         amx_multiply_signed(5, 6, 7)
+        _fetch(7, following, pixels, s)
         amx_load(6, b + s.part, s.pixel)
         amx_multiply_signed(4, 6, 7)
+        _fetch(8, following, pixels, s)
     amx_load(6, a + s.part, s.pixel)
     amx_multiply_signed(1, 6, 7)
+    _fetch(9, following, pixels, s)
     run = _work(run, data)
     amx_load(7, w1, ROW_BYTES)
     amx_multiply_signed(2, 6, 7)
+    _fetch(10, following, pixels, s)
     if _TWO:
         amx_load(6, b + s.part, s.pixel)
         amx_multiply_signed(5, 6, 7)
+        _fetch(11, following, pixels, s)
     return run
 
 
@@ -273,7 +301,7 @@ def _levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> An
     """Write the levels of 1 or 2 tiles of pixels × a block of channels to `out`.
 
     Tiles 0 to 2 are the levels of the first pixels and 3 to 5 those of the others; pixels are loaded to tile
-    6, weights to tile 7.
+    6, weights to tile 7.  Each tap of a row fetches a digit of the pixels that the next row of taps reads.
     """
     amx_zero(0)
     amx_zero(1)
@@ -283,11 +311,13 @@ def _levels(a: int, b: int, s: Sum, w: int, out: int, run: Any, data: Any) -> An
     amx_zero(5)
     w0 = w
     for c in range(s.chunks):
+        after = (c + 1) % s.chunks * s.chunk
         for i in range(s.taps_h):
             to = c * s.chunk + i * s.step_h
+            pixels = a + (to + s.step_h if i + 1 < s.taps_h else after)
             for _ in range(s.taps_w):
-                run = _add_products(a + to, b + to, s, w0, run, data)
-                w0, to = w0 + DIGITS_STEP, to + s.step_w
+                run = _add_products(a + to, b + to, s, w0, pixels, run, data)
+                w0, to, pixels = w0 + DIGITS_STEP, to + s.step_w, pixels + s.part
     amx_store(0, out, ROW_BYTES)
     amx_store(1, out + LEVEL, ROW_BYTES)
     amx_store(2, out + 2 * LEVEL, ROW_BYTES)
