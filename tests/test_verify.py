@@ -130,6 +130,13 @@ def test_halves_within_a_float_network(reference: str) -> None:
     assert found.verified, found
 
 
+def test_groups_of_a_transposed_convolution(reference: str) -> None:
+    b = Builder()
+    y = b.conv_transpose(b.input(1, 6, 5, 4), 6, group=3, strides=[2, 1], dilations=[1, 2])
+    found = verify(b.model(b.head(b.conv_transpose(y, 6, group=6, bias=False))))
+    assert found.verified, found
+
+
 def test_a_file_made_for_one_batch_size(reference: str) -> None:
     b = Builder()
     x = b.relu(b.conv(b.input(4, 3, 8, 8), 8))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_conv_transpose import ConvTranspose as OnnxConvTranspose
 from onnx.reference.ops.op_grid_sample import GridSample as OnnxGridSample
 from onnx.reference.ops.op_max_pool import MaxPool as OnnxMaxPool
 
@@ -194,7 +195,7 @@ class _Node:
             list(map(helper.make_empty_tensor_value_info, self._outputs)),
         )
         model = helper.make_model(graph, opset_imports=opsets)
-        return ReferenceEvaluator(model, new_ops=[GridSample, MaxPool, LRN, Erf, Gelu])
+        return ReferenceEvaluator(model, new_ops=[GridSample, MaxPool, LRN, ConvTranspose, Erf, Gelu])
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> Values:
         try:
@@ -236,10 +237,7 @@ class GridSample(OnnxGridSample):
 
 
 class MaxPool(OnnxMaxPool):
-    """In place of the evaluator's, which takes a microsecond for each number of a window.
-
-    The evaluator finds the windows; here all are compared at once, tap by tap.
-    """
+    """In place of the evaluator's, which takes a microsecond for each number of a window."""
 
     def _max_pool_2d(self, x: NDArray[Any], *given: Any) -> tuple[NDArray[Any], ...]:
         _, _, dilations, kernel, pads, _, strides, sizes = given
@@ -252,6 +250,7 @@ class MaxPool(OnnxMaxPool):
         padded = np.full((*x.shape[:2], *frame), -np.inf, x.dtype)
         (top, _), (left, _) = pads
         padded[:, :, top : top + x.shape[2], left : left + x.shape[3]] = x
+        # The evaluator has found the windows; here all are compared at once, tap by tap.
         taps = [
             padded[:, :, i : i + lengths[0] : strides[0], j : j + lengths[1] : strides[1]]
             for i in range(0, kernel[0] * dilations[0], dilations[0])
@@ -282,6 +281,16 @@ class _WrittenOut(_Node):
         for proto in writer.nodes:
             known |= _Node(proto, self._imported).run(known)
         return {name: known[name] for name in self._proto.output if name in known}
+
+
+class ConvTranspose(OpRun):
+    """In place of the evaluator's, which has no groups."""
+
+    def _run(self, x: Doubles, w: Doubles, b: Any = None, group: int = 1, **given: Any) -> tuple[Doubles]:
+        alone: Any = OnnxConvTranspose._run
+        parts = zip(np.split(x, group, axis=1), np.split(w, group), strict=True)
+        y = np.concatenate([alone(self, *part, group=1, **given)[0] for part in parts], axis=1)
+        return (y if b is None else y + b.reshape(-1, *(1,) * (x.ndim - 2)),)
 
 
 class Erf(OpRun):
