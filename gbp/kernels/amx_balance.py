@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .amx_facts import LEAST, MOST
+from .amx_scale import LEAST, MOST
 from .codegen.amx import ROWS
 
 #: Input channels of weights whose mean square counts on its own, and how far below the largest it may be.

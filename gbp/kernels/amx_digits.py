@@ -53,7 +53,7 @@ from .epilogue import Plane
 
 #: Terms of a sum that enter one multiplication, and so the channels of a chunk.
 DIGITS_DEPTH = ROW_BYTES
-#: The largest whole number of weights, as `amx_facts` has that of values.
+#: The largest whole number of weights, as `amx_scale` has that of values.
 _MOST_WEIGHT = 127.49 * 2**16
 #: Most terms of a sum, so that the third level fits into int32: each is at most 2⁷·(255 + 2⁷ + 2⁷).
 MOST_TERMS = (2**31 - 1) // (2**7 * (255 + 2**7 + 2**7))

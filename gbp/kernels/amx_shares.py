@@ -23,7 +23,7 @@ from .codegen.amx import DEPTH, PARTS, ROW_BYTES, ROWS, amx_begin, amx_end
 from .codegen.emit import LANES
 from .codegen.jit import copy_of, device_function, inlined
 from .codegen.packing import Share
-from .codegen.views import zero_run
+from .codegen.work import zero_run
 from .epilogue import Place, Plane, right_of, write
 from .taps import Taps
 

@@ -21,7 +21,7 @@ from .codegen.gate import GATE, MASK, Gate, write_gradient
 from .codegen.jit import ACTIVATION, INT, device_function, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, fma, keep_rolled, load_some, store_some, zeros
-from .codegen.views import part_of, sample_of, targets_of
+from .codegen.work import part_of, sample_of, targets_of
 from .pool import BLOCK, Patch, blocks_of, locate, patch_of
 from .taps import TAPS, Taps, inside, taps_across, taps_down, windows_across, windows_down
 

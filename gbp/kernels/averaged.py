@@ -21,7 +21,7 @@ from .codegen.jit import ACTIVATION, DENSE, INT, WEIGHTS, device_function, kerne
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, broadcast, load_some, store_some
 from .codegen.tile import TILE_CHANNELS, blocks_in
-from .codegen.views import sample_of, targets_of
+from .codegen.work import sample_of, targets_of
 from .conv_pointwise import STRIP, STRIP_SUMS
 from .epilogue import backward, finish, plane_of
 from .lists import GROUP, SUMMED_BLOCKS, SUMS, add_nonzero, nonzero_in

@@ -22,7 +22,7 @@ from .broadcast import BROADCAST, line_at, lines
 from .codegen.jit import INT, Kernel, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .formulas import Pair
 
 #: The index of the chosen operand, (N, elements of y in row-major order).

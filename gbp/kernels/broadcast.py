@@ -18,7 +18,7 @@ from numba import types
 from .codegen.jit import INT, device_function, kernel, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import address_of, load_scalar, store_scalar
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 
 BROADCAST = types.Array(types.float32, 6, "A")
 

@@ -16,7 +16,7 @@ from numba import types
 
 from .codegen.jit import INT, kernel
 from .codegen.packing import Share
-from .codegen.views import part_of
+from .codegen.work import part_of
 
 #: Words of a block.  A checksum has 64 bytes for each block.
 BLOCK = 2**17

@@ -23,7 +23,7 @@ from .codegen.jit import ACTIVATION, INT, by_count, copy_of, device_function, ke
 from .codegen.packing import Share
 from .codegen.simd import keep_rolled, load, load_between, load_some, zeros
 from .codegen.tile import TILE_CHANNELS, tile_add_between, tile_store, tile_zeros
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .epilogue import Backward, Plane, backward, pixel_of, place_of, plane_of, write
 from .lists import MOST_GRADIENTS
 from .taps import TAPS, Taps, windows_across, windows_down

@@ -32,7 +32,7 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of, load, load_scalar
 from .codegen.tile import TILE_CHANNELS
-from .codegen.views import targets_of
+from .codegen.work import targets_of
 from .epilogue import Forward, backward, plane_of
 from .taps import TAPS, Taps
 

@@ -23,7 +23,8 @@ from .amx_digits import (
     sum_of_levels,
     weight_scales_at,
 )
-from .amx_facts import (
+from .amx_frame import FRAME, Frame
+from .amx_scale import (
     FACTS,
     NONE,
     exceeds,
@@ -33,14 +34,13 @@ from .amx_facts import (
     leave_out_facts,
     scale_from,
 )
-from .amx_frame import FRAME, Frame
 from .amx_shares import Form, Job, shares_of
 from .codegen.amx import ROW_BYTES, has_bytes
 from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, load, load_scalar, store_scalar
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .conditions import WORDS
 from .epilogue import Forward, Plane, backward, plane_of
 from .taps import TAPS, Taps

@@ -24,7 +24,7 @@ from .codegen.memory import aligned
 from .codegen.packing import Share
 from .codegen.simd import address_of, at
 from .codegen.tile import TILE_CHANNELS, TILE_FLOATS, blocks_in, first_pixel, multiply_tile, tiles_of
-from .codegen.views import cell_of, copy_run, next_cell, part_of, targets_of, zero_run
+from .codegen.work import cell_of, copy_run, next_cell, part_of, targets_of, zero_run
 from .epilogue import Forward, Plane, backward, finish, pixel_of, plane_of, prefetch
 from .taps import TAPS, Taps
 

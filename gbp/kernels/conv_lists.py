@@ -36,7 +36,7 @@ from .codegen.tile import (
     tile_slide,
     tile_store,
 )
-from .codegen.views import part_of, zero_run
+from .codegen.work import part_of, zero_run
 from .conditions import WORDS
 from .epilogue import Backward, backward, finish, plane_of
 from .lists import groups_in, groups_of, list_pixel

@@ -18,7 +18,7 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, load_some
 from .codegen.tile import TILE_CHANNELS, blocks_in, first_pixel, multiply_tile, tiles_of
-from .codegen.views import targets_of
+from .codegen.work import targets_of
 from .epilogue import backward, finish, plane_of, prefetch
 from .lists import GROUP, SUMMED_BLOCKS, SUMS, add_nonzero, nonzero_in
 

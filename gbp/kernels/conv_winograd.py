@@ -30,7 +30,7 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of
 from .codegen.tile import TILE_CHANNELS, blocks_in, multiply_tile
-from .codegen.views import cell_of, next_cell, targets_of
+from .codegen.work import cell_of, next_cell, targets_of
 from .epilogue import Forward, Plane, backward, finish, pixel_of, plane_of
 from .taps import TAPS, Taps
 from .winograd import MATRICES, PATCH, SQUARE, gather_patch, transform_patch, transform_product

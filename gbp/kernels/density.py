@@ -11,7 +11,7 @@ from .codegen.emit import LANES
 from .codegen.jit import ACTIVATION, INT, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, load_some
-from .codegen.views import part_of
+from .codegen.work import part_of
 from .conditions import WORDS
 
 #: Pixels that are looked at, evenly spaced.

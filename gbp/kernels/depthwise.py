@@ -21,7 +21,7 @@ from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, copy_of, device_function, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, fma, keep_rolled, load, load_first, zeros
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .epilogue import Forward, Place, backward, place_of, plane_of, right_of, write
 from .taps import TAPS, Taps, taps_across, taps_down, windows_across, windows_down
 

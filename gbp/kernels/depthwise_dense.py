@@ -22,7 +22,7 @@ from .codegen.packing import Share
 from .codegen.simd import address_of, keep_rolled, load_each
 from .codegen.slide import load_each_between, slide, slide_first
 from .codegen.tile import tile_zeros
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .depthwise import FOUR, write_four
 from .epilogue import Forward, Plane, backward, pixel_of, place_of, plane_of
 from .taps import TAPS, Taps

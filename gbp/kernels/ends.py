@@ -29,7 +29,7 @@ from .codegen.simd import (
     sum_lanes,
     zeros,
 )
-from .codegen.views import part_of
+from .codegen.work import part_of
 from .conditions import WORDS
 from .moves import STRIDED
 

@@ -27,7 +27,7 @@ from .codegen.simd import (
     store_some,
 )
 from .codegen.tile import TILE_CHANNELS
-from .codegen.views import sample_of
+from .codegen.work import sample_of
 
 
 class Plane(NamedTuple):

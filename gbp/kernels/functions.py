@@ -17,7 +17,7 @@ from .codegen.gate import GATE, MASK, Gate, gate_run, write_gradient
 from .codegen.jit import ACTIVATION, FLOAT, INT, Kernel, inlined, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, load_scalar, load_some, store_scalar, store_some
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .formulas import NUMBERS, VECTORS
 
 #: Functions whose p is an array (1, H, W, C), and the rows of `VECTORS` that compute them.

@@ -42,7 +42,7 @@ from .codegen.simd import (
     sum_lanes,
 )
 from .codegen.tile import TILE_VECTORS, tile_dot, tile_dot_first, tile_zeros
-from .codegen.views import targets_of, zero_run
+from .codegen.work import targets_of, zero_run
 from .epilogue import Forward, Plane, place_of, plane_of, write
 
 #: Samples in a tile: as many as the smallest register file holds.

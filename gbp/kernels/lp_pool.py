@@ -18,7 +18,7 @@ import numpy as np
 
 from .codegen.jit import ACTIVATION, INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .taps import TAPS, Taps, taps_across, taps_down, windows_across, windows_down
 
 

@@ -35,7 +35,7 @@ from .codegen.simd import (
     store_some,
     zeros,
 )
-from .codegen.views import part_of, targets_of, zero_run
+from .codegen.work import part_of, targets_of, zero_run
 
 LINES = 4
 

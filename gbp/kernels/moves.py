@@ -13,7 +13,7 @@ from .codegen.emit import LANES
 from .codegen.jit import INT, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, load_scalar, load_some, store_scalar, store_some
-from .codegen.views import part_of
+from .codegen.work import part_of
 
 #: Four axes with any strides.
 STRIDED = types.Array(types.float32, 4, "A")

@@ -21,7 +21,7 @@ from numba import types
 
 from .codegen.jit import INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 from .reduce import BLOCK, RUNS, SUMS, jobs_of, neighbours_of
 
 #: Float64 sums of a thread: mean, inverse deviation, mean of gy, mean of gy · y.

@@ -15,7 +15,7 @@ from .codegen.gate import GATE, MASK, Gate
 from .codegen.jit import ACTIVATION, FLOAT, INT, WEIGHTS, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, at, load_some
-from .codegen.views import part_of, targets_of, zero_run
+from .codegen.work import part_of, targets_of, zero_run
 from .epilogue import Forward, backward, place_of, plane_of, write
 
 

@@ -23,7 +23,7 @@ from .codegen.gate import GATE, MASK, Gate, gated, write_gradient
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, inlined, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at, broadcast, exceeds, keep_rolled, load_some, select, store_some, zeros
-from .codegen.views import part_of, sample_of, targets_of
+from .codegen.work import part_of, sample_of, targets_of
 from .taps import TAPS, Taps, taps_across, taps_down, windows_across, windows_down
 
 #: Channels in a unit of work.  A global pool has one output pixel, so threads share blocks of channels as

@@ -29,7 +29,7 @@ from .codegen.jit import ACTIVATION, DENSE, FLOAT, INT, WEIGHTS, device_function
 from .codegen.packing import Share
 from .codegen.simd import address_of, at
 from .codegen.tile import TILE_CHANNELS, multiply_tile
-from .codegen.views import copy_run, part_of, sample_of, targets_of
+from .codegen.work import copy_run, part_of, sample_of, targets_of
 from .columns import sum_rows
 from .conv_pointwise import STRIP, STRIP_SUMS, is_sparse, multiply_strip, pointwise_scratch
 from .epilogue import Plane, backward, pixel_of, plane_of

@@ -19,7 +19,7 @@ from .codegen.gate import GATE, MASK, Gate, gated, write_gradient
 from .codegen.jit import ACTIVATION, INT, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import at, fma, load_some, store_some, zeros
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 
 
 @inlined

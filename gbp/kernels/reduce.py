@@ -24,7 +24,7 @@ from numba import types
 
 from .codegen.jit import INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 
 RUNS = types.Array(types.float32, 5, "C")
 REDUCED = types.Array(types.float32, 3, "C")

@@ -20,7 +20,7 @@ from .codegen.gate import GATE, Gate, write_gradient
 from .codegen.jit import INT, WEIGHTS, inlined, kernel
 from .codegen.packing import Share
 from .codegen.simd import address_of, broadcast, fma, load_some, zeros
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 
 #: Any strides, with a dense last axis.
 AROUND = types.Array(types.float32, 5, "A")

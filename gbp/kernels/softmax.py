@@ -19,7 +19,7 @@ from .codegen.gate import GATE, MASK, Gate, gate_run
 from .codegen.jit import ACTIVATION, INT, Kernel, device_function, kernel_from
 from .codegen.packing import Share
 from .codegen.simd import at
-from .codegen.views import part_of, targets_of
+from .codegen.work import part_of, targets_of
 
 
 @device_function

@@ -19,7 +19,7 @@ from numba import types
 from .codegen.emit import LANES
 from .codegen.jit import INT, device_function, kernel
 from .codegen.packing import Share
-from .codegen.views import part_of
+from .codegen.work import part_of
 from .taps import inside
 
 VOLUME = types.Array(types.float32, 5, "A")

@@ -23,7 +23,7 @@ from .codegen.jit import INT, device_function, shared
 from .codegen.memory import aligned
 from .codegen.simd import broadcast, fma, keep_rolled, load_each, store_each
 from .codegen.tile import TILE_CHANNELS
-from .codegen.views import copy_run, zero_run
+from .codegen.work import copy_run, zero_run
 
 SQUARE = 4
 PATCH = 6

@@ -18,7 +18,7 @@ from ...kernels.amx_digits import (
     MOST_TERMS,
     pack_digits,
 )
-from ...kernels.amx_facts import FACTS
+from ...kernels.amx_scale import FACTS
 from ...kernels.codegen import amx
 from ...kernels.codegen.emit import LANES
 from ...kernels.conv_amx import conv_amx_fwd

@@ -1,4 +1,4 @@
-"""The part of a kernel's work that one call computes, cells of planes, rows of a gradient, runs of values."""
+"""The part of the work that one call computes: cells of planes, rows of a gradient, runs of values."""
 
 from __future__ import annotations
 
