@@ -394,6 +394,16 @@ def test_a_convolution_with_its_activation_in_one_node_has_the_last_planes() -> 
     assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
 
 
+def test_a_convolution_of_integers_has_the_last_planes() -> None:
+    """As quantize_dynamic writes it: its numbers are the file's behind a Cast and a Mul by the scales."""
+    b = Builder()
+    q, scale, zero = b.nodes("DynamicQuantizeLinear", b.input(1, 3, 8, 8), outputs=3)
+    made = b.node("ConvInteger", q, b.constant(b.rng.integers(-9, 9, (4, 3, 3, 3)), np.int8), zero)
+    y = b.mul(b.node("Cast", made, to=1), b.mul(scale, b.constant(0.02)))
+    model = b.model(b.head(b.node("GlobalAveragePool", y)))
+    assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
+
+
 def test_a_quantized_rectifier_has_the_last_planes() -> None:
     """As quantizers write Conv and Relu: numbers below 0 are less than the least integer."""
     b = Builder()

@@ -1241,6 +1241,16 @@ MISREAD: dict[str, tuple[list[onnx.NodeProto], str]] = {
 }
 
 
+def test_integers_of_a_node_without_a_zero_point() -> None:
+    """ONNX wants all outputs; without a name for one, no op can take it off."""
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", ""]),
+        *by_range("x", node("MatMulInteger", ["q", "M"], ["p"]))[1:],
+    ]
+    with pytest.raises(UnsupportedError, match=r"DynamicQuantizeLinear 'q': .* are read by MatMulInteger"):
+        Explainer(quantized_by_range(nodes))
+
+
 @pytest.mark.parametrize("name", MISREAD)
 def test_integers_by_whose_scale_nothing_is_multiplied(name: str) -> None:
     nodes, reader = MISREAD[name]

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from .branches import reads
 from .proto import label, qualified
@@ -37,7 +40,7 @@ class Scales:
     Attributes
     ----------
     held
-        For each node whose scale is 1 here: the names of its scale and its zero point.
+        Scales and zero points, by name, and the 1 and the 0 that gbp has for them.
     own
         Tensors in which gbp computes other numbers than the file.
     misread
@@ -45,7 +48,7 @@ class Scales:
     """
 
     def __init__(self, nodes: Iterable[onnx.NodeProto]) -> None:
-        self.held: list[tuple[str, str]] = []
+        self.held: dict[str, NDArray[Any]] = {}
         self.misread: dict[str, str] = {}
         #: A tensor → how often the scale of which integers is left out of its numbers.
         self._powers: dict[str, Counter[str]] = {}
@@ -71,9 +74,10 @@ class Scales:
                     self._around[node.output[0]] = self._around[read[0]]
         if op == _DYNAMIC and len(node.output) == 3:
             q, scale, zero = node.output
-            self.held.append((scale, zero))
+            held = (scale, np.array(1, np.float32)), (zero, np.array(0, np.uint8))
+            self.held.update((name, value) for name, value in held if name)
             self._powers[q], self._powers[scale] = Counter({q: -1}), Counter({q: 1})
-            self._around[q], self._zeros[zero] = zero, q
+            self._around[q], self._zeros[zero] = zero or q, q  # without a name nothing can take it off
 
     def _made(self, node: onnx.NodeProto, op: str, read: list[str]) -> Counter[str] | None:
         """The powers of the result; None where they are not known."""
@@ -95,7 +99,7 @@ class Scales:
         return self._sum(read) if is_moved and read == list(node.input[:1]) else None
 
     def _zero(self, name: str) -> str:
-        """The zero point of this name, "" for one of the file's own."""
+        """The zero point of this name, "" for none and for one of the file's own."""
         return name if name in self._zeros else ""
 
     def _sum(self, names: Iterable[str]) -> Counter[str]:

@@ -63,8 +63,7 @@ class Waiting:
         if next(dynamic(nodes), None) is None:
             return
         scales = Scales(self.nodes)
-        for scale, zero in scales.held:
-            self.constants[scale], self.constants[zero] = np.array(1, np.float32), np.array(0, np.uint8)
+        self.constants |= scales.held
         self.misread |= scales.misread
         self.own |= scales.own
 

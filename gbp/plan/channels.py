@@ -15,7 +15,7 @@ def channel_axes(graph: Graph) -> dict[str, int]:
     """For each tensor the axis of its channels, as far as the ops say.
 
     Ops that read planes have channels behind the batch.  A Transpose moves them.  Other ops that keep the
-    rank leave them where they are, except Reshape, which says nothing.
+    rank leave them where they are, except a Reshape to another shape, which says nothing.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def channel_axes(graph: Graph) -> dict[str, int]:
         elif isinstance(layer.op, Transpose):
             if x in known:
                 known[y] = layer.op.perm.index(known[x])
-        elif not isinstance(layer.op, Reshape):
+        elif not isinstance(layer.op, Reshape) or shapes[x] == shapes[y]:
             alike = [name for name in layer.inputs if name in known and len(shapes[name]) == len(shapes[y])]
             if alike:
                 known[y] = known[alike[0]]

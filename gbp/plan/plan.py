@@ -339,8 +339,10 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
     made = set[str]()  # planes of a convolution inside a node, such as FusedConv, that goes on with them
     for layer in graph.layers:
         y, is_activation = layer.output, layer.op.is_activation  # as SiLU, which ONNX does not name
-        planes = "kept" if is_activation else fact(layer.kind).planes
-        if planes == "kept" and not made.isdisjoint(layer.inputs):
+        known = fact(layer.kind)
+        planes = "kept" if is_activation else known.planes
+        passes_on = known.keeps_values and graph.shapes[y] == graph.shapes[layer.inputs[0]]  # as Cast
+        if (planes == "kept" or passes_on) and not made.isdisjoint(layer.inputs):
             planes = "made"
         if y not in graph.of_file and planes == "made":
             made.add(y)
