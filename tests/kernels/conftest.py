@@ -15,8 +15,9 @@ from gbp.kernels.codegen.jit import Kernel
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every kernel promises the same bits for any number of threads."""
+    here = Path(__file__).parent
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if item.path.parent == here:
             item.add_marker(pytest.mark.threads)
 
 
@@ -52,7 +53,8 @@ def run_twin(kernel: Kernel, *args: Any) -> None:
             root.reshape(-1).view(np.uint8)[:] = copy.shadow
 
 
-@pytest.fixture(autouse=True)
-def _on_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    if ON_CARD:
+if ON_CARD:
+
+    @pytest.fixture(autouse=True)
+    def _on_card(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Kernel, "__call__", run_twin)
