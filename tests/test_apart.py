@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gbp import Explainer, UnsupportedError
-from gbp.importer.apart import MANY
+from gbp.importer.batch_place import MANY
 
 Array = NDArray[Any]
 Nodes = list[onnx.NodeProto]

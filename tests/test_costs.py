@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer, GbpError, UnsupportedError, limits
-from gbp.importer import subgraph, waiting
+from gbp.importer import node_queue, subgraph
 from gbp.importer.load import build, open_model
 from gbp.passes.known import _FEW, known, likely
 from gbp.passes.search import Search
@@ -487,7 +487,7 @@ COSTLY: dict[str, Callable[[int], onnx.ModelProto]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "module"), [("layers", limits), ("nodes", waiting)])
+@pytest.mark.parametrize(("name", "module"), [("layers", limits), ("nodes", node_queue)])
 def test_layers_of_costly_kinds_count_as_several(name: str, module: ModuleType) -> None:
     """20 of these count as more than 30 layers, or stand for more than 30 nodes; 4 do not."""
     with mock.patch.object(module, "MAX_NODES", 30):

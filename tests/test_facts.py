@@ -15,7 +15,14 @@ from gbp.ops.facts import Fact
 IMPORTER = sorted((Path(gbp.__file__).parent / "importer").glob("*.py"))
 #: Files that list ops for other questions: where a result holds the batch, what an older opset computes, how
 #: to lift a node over a batch, where integers meet their scale, and how to compute a window of constants.
-LISTING = {"apart_nodes.py", "dated.py", "lift_nodes.py", "moved.py", "scales.py", "windowed.py"}
+LISTING = {
+    "batch_place_nodes.py",
+    "folding_dated.py",
+    "folding_windows.py",
+    "moved_batch.py",
+    "sample_axis_nodes.py",
+    "scales.py",
+}
 #: Lists by op in the other files, which ask what no Fact says: which axes a head sums over, and which heads
 #: give probabilities; which nodes normalise an input, and which only hand it on; which may count samples;
 #: which compare.

@@ -21,7 +21,7 @@ from onnx.reference.ops.op_grid_sample import GridSample as OnnxGridSample
 from onnx.reference.ops.op_max_pool import MaxPool as OnnxMaxPool
 
 from .. import InputError, Model, UnsupportedError
-from ..importer import dated
+from ..importer import folding_dated
 from ..importer.branches import reads
 from ..importer.proto import graphs_of, label, qualified
 from ..importer.subgraph import Source
@@ -178,7 +178,7 @@ class _Node:
         self._opset = versions.get("", versions.get("ai.onnx", 0))
         self._outputs = [name for name in proto.output if name]
         self._evaluator: ReferenceEvaluator | None = None
-        if self._opset >= dated.OLDEST or proto.domain:
+        if self._opset >= folding_dated.OLDEST or proto.domain:
             node, opsets = _understood(proto, imported)
             try:
                 self._evaluator = self._evaluated(node, opsets, self.inputs)
@@ -202,11 +202,11 @@ class _Node:
             with np.errstate(all="ignore"):
                 given = {name: _double(values[name]) for name in self.inputs}
                 # Before opset 13 a softmax runs over all axes from one on; the evaluator knows the newest.
-                is_dated = self._proto.op_type in dated.SOFTMAX
-                own = dated.computed(self._proto, given, self._opset) if is_dated else None
+                is_dated = self._proto.op_type in folding_dated.SOFTMAX
+                own = folding_dated.computed(self._proto, given, self._opset) if is_dated else None
                 evaluator = self._evaluator
                 if evaluator is None:  # in the words of an old opset, some of which depend on shapes
-                    node, given, opset = dated.modern(self._proto, given, self._opset)
+                    node, given, opset = folding_dated.modern(self._proto, given, self._opset)
                     node, opsets = _understood(node, [helper.make_opsetid("", opset)])
                     evaluator = self._evaluated(node, opsets, dict.fromkeys(filter(None, node.input)))
                 made = evaluator.run(None, given) if own is None else [own]

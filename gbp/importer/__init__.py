@@ -15,13 +15,13 @@ In order, a `Source` is made once:
     refusals.unsupported_nodes    all nodes that are not supported, in one message
 
 and a `Graph` for each size of sample (`batch_axis.settled` calls `load.build`; or follows the batch of
-another `Builder` through all nodes, by `apart.py` and `apart_nodes.py`, where nodes move it or fold it).
-There `load.Builder` takes node by node from the queue of `waiting.py`:
+another `Builder` through all nodes, by `batch_place.py` and `batch_place_nodes.py`, where nodes move it or
+fold it).  There `load.Builder` takes node by node from the queue of `node_queue.py`:
 
     folding.evaluate              a node of constants is computed
-    waiting.Waiting               an If (`branches.py`) or an op with a rewriter → other nodes, to the front
+    node_queue.NodeQueue          an If (`branches.py`) or an op with a rewriter → other nodes, to the front
                                   of the queue
-    moved.MovedBatch              a node that moves the batch axis, or reads what such a node makes → layers
+    moved_batch.MovedBatch        a node that moves the batch axis, or reads what such a node makes → layers
     ops.PARSERS                   a node whose tensors have the batch first → layers (`layers.py`)
-    lift.py, lift_nodes.py        a node that uses axis 0 otherwise → layers
+    sample_axis_nodes.in_front    a node that uses axis 0 otherwise (`sample_axis.py`) → layers
 """

@@ -19,8 +19,8 @@ from ..errors import GbpError, ModelError, UnsupportedError
 from ..graph.graph import Graph, Layer
 from ..graph.shapes import Shape
 from ..ops.shape import TARGETS, Reshape
-from .apart import MANY, Followed, Place
-from .apart_nodes import through
+from .batch_place import MANY, Followed, Place
+from .batch_place_nodes import through
 from .folding import evaluate
 from .load import Builder, build
 from .proto import all_nodes, declared_shape, qualified, shape_constant, tensor_values
@@ -71,7 +71,7 @@ def _with_open_batch(source: Source, input_shape: Shape) -> Graph:
 
 
 def _by_following(source: Source, input_shape: Shape) -> Graph | GbpError | None:
-    """The graph for one sample, if the nodes keep more apart, wherever they put the batch (`apart.py`).
+    """The graph for one sample, if the nodes keep more apart, wherever they put the batch (`batch_place.py`).
 
     None if the scores do not have the batch in front.
     """

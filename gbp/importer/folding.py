@@ -1,8 +1,8 @@
 """Constant folding: nodes that do not depend on the image are computed once, at load.
 
-onnx's reference implementation computes them, or `dated.py` where that computes something else at the file's
-opset.  Only ops that say what it costs are folded (`FOLDS`), and only if the result is small enough to be a
-constant of a CNN.
+onnx's reference implementation computes them, or `folding_dated.py` where that computes something else at the
+file's opset.  Only ops that say what it costs are folded (`FOLDS`), and only if the result is small enough to
+be a constant of a CNN.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..ops.folded import (
     product,
     slow,
 )
-from . import dated
+from . import folding_dated
 from .proto import label, qualified, tensor_values
 
 
@@ -202,10 +202,10 @@ def _computed(
 ) -> dict[str, NDArray[Any]]:
     """The outputs by name.  Raises ModelError where they cannot be computed, or are no numbers."""
     try:
-        own = dated.computed(node, values, opset)
+        own = folding_dated.computed(node, values, opset)
         results = [own]
         if own is None:
-            results = _by_reference(*dated.modern(node, values, opset))
+            results = _by_reference(*folding_dated.modern(node, values, opset))
     except GbpError:
         raise
     except Exception as error:  # the reference implementation raises whatever NumPy does

@@ -13,8 +13,8 @@ from ..limits import MAX_AXES, MAX_ELEMENTS, MAX_NODES, Budget, elements
 from ..ops.node import Node, Positions
 from ..ops.shape import Reshape
 from ..ops.unpool import Indices
-from .lift import Parsed, one_after_another
 from .proto import stored_bytes
+from .sample_axis import Parsed, one_after_another
 from .subgraph import Source
 
 

@@ -20,9 +20,8 @@ from .branches import reads
 from .folding import FOLDS, evaluate
 from .functions import inlined
 from .layers import Layers
-from .lift import Lifted, SampleAxis
-from .lift_nodes import by_rows, in_front
-from .moved import MovedBatch
+from .moved_batch import MovedBatch
+from .node_queue import NodeQueue
 from .outputs import with_heads_apart
 from .proto import (
     Model,
@@ -37,8 +36,9 @@ from .proto import (
     tensor_values,
 )
 from .refusals import instead, refusal, unsupported_nodes, with_way_out
+from .sample_axis import Lifted, SampleAxis
+from .sample_axis_nodes import by_rows, in_front
 from .subgraph import Choice, Source, locate
-from .waiting import Waiting
 
 
 def open_model(model: Model, choice: Choice | None = None) -> Source:
@@ -86,7 +86,7 @@ class Builder:
         self.first_lifted: UnsupportedError | None = None
         self.read = {name for proto in source.nodes for name in reads(proto)} | {source.scores}
         taken = self.read | {name for proto in graph.node for name in proto.output}
-        self.waiting = Waiting(source.nodes, self.constants, self.stored, self.read, taken)
+        self.waiting = NodeQueue(source.nodes, self.constants, self.stored, self.read, taken)
         self.layers = Layers(source, input_shape, self.read, self.waiting.unused)
         self.moved = MovedBatch(self.layers, self.waiting, self.batch.samples)
 
@@ -232,7 +232,7 @@ class Builder:
             self._node(proto).refuse("gbp does not support this op.", hint=instead(op, None))
 
     def _parse(self, proto: onnx.NodeProto) -> None:
-        """Add the layers of a node.  Its tensors are read as (N, …), or else as `lift.py` says."""
+        """Add the layers of a node.  Its tensors are read as (N, …), or else as `sample_axis.py` says."""
         first: ModelError | None = None
         for is_read in (self._by_sample, self._in_front, self._by_rows):
             before = self.layers.mark()
@@ -278,7 +278,7 @@ class Builder:
         return self._add_lifted(by_rows(self._node(proto), self.batch))
 
     def _add_lifted(self, read: Lifted | None) -> bool:
-        """Add the layers of a node that `lift.py` has read.  Returns whether it has."""
+        """Add the layers of a node that `sample_axis.py` has read.  Returns whether it has."""
         if read is None:
             return False
 

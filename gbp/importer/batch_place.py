@@ -3,8 +3,8 @@
 PyTorch's attention moves the batch behind the positions, (L, N, C), and folds it into heads, (L, N·h, c), or
 into rows, (L·N, C).  Swin folds it into windows, (N·w, L, C).  For n samples each tensor of such a file is as
 for one sample, with n times the elements along one axis (`Place`).  A node that does the same with all
-elements along this axis keeps the samples apart; `apart_nodes.py` has a rule for each op.  So where all nodes
-do, and the scores have the batch in front, the graph for one sample holds for any number of them.
+elements along this axis keeps the samples apart; `batch_place_nodes.py` has a rule for each op.  So where all
+nodes do, and the scores have the batch in front, the graph for one sample holds for any number of them.
 """
 
 from __future__ import annotations

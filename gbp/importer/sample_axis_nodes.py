@@ -1,7 +1,7 @@
 """One handler for each op that can be read with an axis of samples in front.
 
-`lift.py` says when that is needed.  A handler moves the node's axes and sizes by one place.  The op's own
-parser reads the result.  A handler calls `refuse_if_bound` if the node would work along axis 0.
+`sample_axis.py` says when that is needed.  A handler moves the node's axes and sizes by one place.  The op's
+own parser reads the result.  A handler calls `refuse_if_bound` if the node would work along axis 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..ops.resample import refuse_unless_it_fits, select
 from ..ops.rows import over_rows
 from ..ops.shape import TARGETS, Reshape, Transpose
 from ..ops.unpool import Indices
-from .lift import Lifted, Lifting, Operand, Ops, SampleAxis, one_after_another
 from .proto import qualified
+from .sample_axis import Lifted, Lifting, Operand, Ops, SampleAxis, one_after_another
 
 Handler = Callable[[Lifting], Lifted | None]
 

@@ -7,13 +7,13 @@ These are computed here, and all others by the reference:
     BatchNormalization before opset 14             in inference
     GroupNormalization                             scaled by channel; before opset 21 by group
     LRN                                            of any rank, with the windows of runtimes
-    Conv, pools, …                                 with the windows of layers: `windowed.py`
+    Conv, pools, …                                 with the windows of layers: `folding_windows.py`
     LpNormalization                                by the sum of magnitudes
     Scatter, GatherElements                        whose indices may be fewer than x along any axis
     OneHot, CumSum                                 whose depth or axis is a list of one number
     RoiAlign before opset 16                       without half a pixel's shift
     Unique, not sorted                             in the order of the first occurrence, along any axis
-    QuantizeLinear, DequantizeLinear               at any opset: `quantized.py`
+    QuantizeLinear, DequantizeLinear               at any opset: `folding_quantized.py`
     Add, Pow, And … before opset 7                 the second operand's axes are the first's from `axis` on
     Cast, Concat, Selu, … before opset 7           with the attributes and defaults of then
 """
@@ -32,8 +32,8 @@ from ..errors import UnsupportedError
 from ..limits import elements
 from ..ops.node import Node
 from ..ops.resample import Resample, parse_resize, parse_upsample
-from .quantized import dequantized, quantized
-from .windowed import WINDOWED, windowed
+from .folding_quantized import dequantized, quantized
+from .folding_windows import WINDOWED, windowed
 
 Array = NDArray[Any]
 

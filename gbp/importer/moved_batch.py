@@ -3,8 +3,8 @@
 PyTorch's newer exporter writes an index of inner axes in this way: x[:, perm] becomes Transpose, GatherND,
 Transpose, and x[:, 1:3] = v becomes two Transposes, ScatterND, Transpose.  Attention takes queries, keys and
 values apart along an axis that it puts first, and networks for video do so with frames, which they stack
-again.  Where such a node keeps the samples apart (`apart_nodes.py`), it is read as in a file for one sample
-(`lift.py`): a tensor (a, N, b) of the file is computed as (N, a, 1, b).
+again.  Where such a node keeps the samples apart (`batch_place_nodes.py`), it is read as in a file for one
+sample (`sample_axis.py`): a tensor (a, N, b) of the file is computed as (N, a, 1, b).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..graph.shapes import Shape
 from ..ops import REWRITERS
 from ..ops.node import Node
 from ..ops.shape import TARGETS
-from .apart import Followed, Place
-from .apart_nodes import through
+from .batch_place import Followed, Place
+from .batch_place_nodes import through
 from .layers import Layers
-from .lift import SampleAxis
-from .lift_nodes import in_front
+from .node_queue import NodeQueue
 from .proto import qualified
-from .waiting import Waiting
+from .sample_axis import SampleAxis
+from .sample_axis_nodes import in_front
 
 #: Ops that may read a tensor whose batch is moved.
 _READERS = (
@@ -77,7 +77,7 @@ class MovedBatch:
         The size of the batch.
     """
 
-    def __init__(self, layers: Layers, waiting: Waiting, samples: int) -> None:
+    def __init__(self, layers: Layers, waiting: NodeQueue, samples: int) -> None:
         self._layers, self._waiting = layers, waiting
         self._batch = SampleAxis(samples, bound=False)
         #: Tensors whose batch is not in front.

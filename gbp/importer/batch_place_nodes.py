@@ -1,6 +1,6 @@
 """One rule for each op that may read a tensor whose batch is not in front: where its output holds the batch.
 
-`apart.py` says what for.  A rule refuses a node that works along the axis that holds the batch, or that
+`batch_place.py` says what for.  A rule refuses a node that works along the axis that holds the batch, or that
 reads a constant which is not the same for each sample.
 """
 
@@ -17,7 +17,7 @@ from ..ops import PARSERS, fact
 from ..ops.functions import PARSERS as FUNCTIONS
 from ..ops.node import Node
 from ..ops.shape import TARGETS
-from .apart import MANY, Followed, Place
+from .batch_place import MANY, Followed, Place
 from .proto import qualified
 
 

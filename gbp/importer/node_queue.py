@@ -25,7 +25,7 @@ from .proto import label, qualified
 from .scales import Scales, dynamic
 
 
-class Waiting:
+class NodeQueue:
     """Nodes in order of computation.
 
     Parameters

@@ -70,7 +70,7 @@ class SampleAxis:
 
 
 class Lifting:
-    """A node while a handler of `lift_nodes.py` reads it.  Its operands have the file's shapes."""
+    """A node while a handler of `sample_axis_nodes.py` reads it.  Its operands have the file's shapes."""
 
     def __init__(self, node: Node, batch: SampleAxis) -> None:
         self.node, self.batch = node, batch
