@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gbp import Explainer, GbpError, UnsupportedError, limits
-from gbp.importer import node_queue, subgraph
+from gbp.importer import first_nodes, node_queue, subgraph
 from gbp.importer.load import build, open_model
 from gbp.passes.known import _FEW, known, likely
 from gbp.passes.search import Search
@@ -126,12 +126,13 @@ def test_cost_is_linear_in_nodes(name: str) -> None:
 
 def test_the_input_is_found_in_one_pass() -> None:
     """Behind however many transposes, of which each is read by the next."""
-    n, real, looked_at = 2**11, subgraph._first_nodes, []
+    n, real, looked_at = 2**11, subgraph.first_nodes, []
 
     def counted(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.NodeProto]:
         return real((looked_at.append(node.name) or node for node in nodes), image)
 
-    with mock.patch.object(subgraph, "_first_nodes", counted):
+    patched = (mock.patch.object(module, "first_nodes", counted) for module in (subgraph, first_nodes))
+    with next(patched), next(patched):
         Explainer(GRAPHS["transposes"](n).SerializeToString())
     assert n <= len(looked_at) <= 3 * n
 
