@@ -22,6 +22,7 @@ from gbp.cli import main as cli
 from gbp.cli.verify import _print_verification
 from gbp.diagnostics import reference as others
 from gbp.diagnostics import verify as module
+from gbp.diagnostics.evaluated import LRN, MaxPool
 from gbp.diagnostics.reference import Exact, OnnxRuntime
 from gbp.diagnostics.ties import same_windows
 from gbp.diagnostics.verification import StepError, Verification
@@ -134,6 +135,16 @@ def test_groups_of_a_transposed_convolution(reference: str) -> None:
     b = Builder()
     y = b.conv_transpose(b.input(1, 6, 5, 4), 6, group=3, strides=[2, 1], dilations=[1, 2])
     found = verify(b.model(b.head(b.conv_transpose(y, 6, group=6, bias=False))))
+    assert found.verified, found
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 9), (1, 2, 4, 5, 6)])
+def test_ops_that_the_evaluator_has_for_images_or_float32_alone(
+    reference: str, shape: tuple[int, ...]
+) -> None:
+    b = Builder()
+    y = b.node("MeanVarianceNormalization", b.input(*shape), axes=[len(shape) - 1])
+    found = verify(b.model(b.head(b.node("GlobalMaxPool", y))))
     assert found.verified, found
 
 
@@ -371,7 +382,7 @@ def test_a_softmax_of_an_old_opset_in_float64(op: str, axis: int) -> None:
 
 def test_where_the_references_part_float64_names_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(others.LRN, "_run", lambda self, x, **_: (1.1 * x,))
+    monkeypatch.setattr(LRN, "_run", lambda self, x, **_: (1.1 * x,))
     found = verify(model())
     assert found.worst is not None
     assert found.worst.op == "LRN"
@@ -410,7 +421,7 @@ def test_max_pools_are_those_of_the_evaluator() -> None:
         )
         net = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
         x = {"x": rng.standard_normal((2, 3, *rng.integers(5, 9, 2)))}
-        (found,) = ReferenceEvaluator(net, new_ops=[others.MaxPool]).run(None, x)
+        (found,) = ReferenceEvaluator(net, new_ops=[MaxPool]).run(None, x)
         np.testing.assert_array_equal(found, ReferenceEvaluator(net).run(None, x)[0])
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .reference import Doubles
+from .evaluated import Doubles
 
 #: Called with a few words before each stage.
 Report = Callable[[str], None]

@@ -36,8 +36,9 @@ from ..ops.window import read_axes
 from ..plan.layout import Instruction
 from ..plan.plan import Plan
 from ..runtime.tape import steps
+from .evaluated import Doubles
 from .gradient import Report, gradient_error_of
-from .reference import Doubles, Reference, references
+from .reference import Reference, references
 from .ties import same_windows, told_apart, with_flat_areas
 from .verification import StepError, Verification
 
