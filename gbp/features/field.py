@@ -79,10 +79,8 @@ def _of_one(op: Op, box: Box, x: Shape) -> Box:
     if isinstance(op, _POINTWISE) and len(x) == len(box):
         return tuple((0, 1) if n == 1 else part for n, part in zip(x, box, strict=True))
     if isinstance(op, (Conv, MaxPool, AveragePool, LpPool)):
-        axes = [op.window.height, op.window.width][-(len(x) - 2) :]
-        if len(axes) < len(x) - 2:
-            depth = op.depth if isinstance(op, Conv) else None
-            axes = [depth or Axis(x[-3], 1, 1, 1, 0, 0), *axes]
+        depth = (op.depth if isinstance(op, Conv) else None) or Axis(x[-3], 1, 1, 1, 0, 0)
+        axes = [depth, op.window.height, op.window.width][-(len(x) - 2) :]  # those that x has, from the last
         channels = (0, x[1]) if isinstance(op, Conv) else box[1]
         return (box[0], channels, *(_seen(a, part) for a, part in zip(axes, box[2:], strict=True)))
     if isinstance(op, LRN):

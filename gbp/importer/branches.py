@@ -23,9 +23,15 @@ def reads(node: onnx.NodeProto) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _outer(graph: onnx.GraphProto) -> list[str]:
+def _own(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that a graph makes or stores, and its inputs."""
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    own.update(name for node in graph.node for name in node.output)
+    return own.union(name for node in graph.node for name in node.output)
+
+
+def _outer(graph: onnx.GraphProto) -> list[str]:
+    """The tensors that a graph reads from around it."""
+    own = _own(graph)
     read = [name for node in graph.node for name in reads(node)]
     return [name for name in (*read, *(value.name for value in graph.output)) if name and name not in own]
 
@@ -74,8 +80,7 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
 
 def _rename_outer(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Rename what a graph reads from outside, and in graphs inside it.  Names that it makes itself stay."""
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    own.update(name for node in graph.node for name in node.output)
+    own = _own(graph)
     names = {old: new for old, new in names.items() if old not in own}
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

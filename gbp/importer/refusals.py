@@ -64,12 +64,12 @@ def instead(op: str, before: str | None) -> str | None:
         return "gbp reads quantized networks in the QDQ format: quantize statically, or export in float32."
     if any(part in op for part in _DRAWING):
         return _IN_TRAINING
-    reason = None
     if op.startswith("com.microsoft.nchwc."):
         return (
             "onnxruntime saved the file for one processor: explain the file that it was made of, or save "
             "with GraphOptimizationLevel.ORT_ENABLE_EXTENDED."
         )
+    reason = None
     if op in _WITHOUT_GRADIENT:
         reason = f"Nothing flows back through {op}."
     elif "." not in op and not onnx.defs.has(op):
@@ -89,8 +89,8 @@ def unsupported_nodes(source: Source) -> list[Unsupported]:
     """All nodes between input and scores that neither a parser nor constant folding can handle."""
     constant = {tensor.name for tensor in source.model.graph.initializer} | set(source.given)
     constant.discard(source.input)
-    computed = {source.input}  # Tensors that depend on the image only through nodes that gbp supports.
-    makers = dict[str, onnx.NodeProto]()  # of the tensors in `computed`, but the image
+    #: The image, and what depends on it through supported nodes alone; of the latter, their nodes.
+    computed, makers = {source.input}, dict[str, onnx.NodeProto]()
     found = []
     for place, node in enumerate(source.nodes, start=1):
         op = qualified(node)
