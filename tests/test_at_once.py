@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gbp import Explainer, Top, Unit, methods
 from gbp.devices.base import GeneratedSamples
+from gbp.devices.cpu import CpuDevice
 from gbp.engine.at_once import InTurn, in_order
 from gbp.errors import InputError, ModelError
 from gbp.kernels.parallel.threads import is_alone
@@ -290,6 +291,17 @@ def test_what_is_wrong_with_the_image_or_the_noise_is_said_where_a_copy_runs_bes
     with pytest.raises(InputError, match="NaN"):
         methods.smoothgrad(explainer, odd, samples=3)
     assert not [each for each in threading.enumerate() if each.name == "gbp work"]
+
+
+def test_nobody_waits_for_a_thread_that_could_not_begin(x: Floats, small_works: None) -> None:
+    def running(device: CpuDevice, threads: int = 1) -> Any:
+        if threading.current_thread().name == "gbp work":
+            raise MemoryError
+        return original(device, threads)
+
+    original = CpuDevice.running
+    with mock.patch.object(CpuDevice, "running", running), pytest.raises(MemoryError):
+        methods.smoothgrad(Explainer(model(), threads=2), x[:1], samples=3)
 
 
 # ------------------------------------------------------------------------------------------------ same bits

@@ -72,5 +72,6 @@ def last_copy_early(
 
     with meanwhile(begin) as begun:
         if begun is not None:
+            begun.add_done_callback(lambda _: counts.set())  # it may fail before it counts
             counts.wait()  # for the thread to count as a caller, so that the image's run takes no other one
         yield ready, (lambda: None) if begun is None else begun.result
