@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gbp import Explainer, Top, Unit, methods
 from gbp.devices.base import GeneratedSamples
 from gbp.devices.cpu import CpuDevice
-from gbp.engine.at_once import InTurn, in_order
+from gbp.engine.at_once import InTurn, in_order, meanwhile
 from gbp.errors import InputError, ModelError
 from gbp.kernels.parallel.threads import is_alone
 from gbp.methods.common import _even, _left_over, add_each
@@ -302,6 +302,24 @@ def test_nobody_waits_for_a_thread_that_could_not_begin(x: Floats, small_works: 
     original = CpuDevice.running
     with mock.patch.object(CpuDevice, "running", running), pytest.raises(MemoryError):
         methods.smoothgrad(Explainer(model(), threads=2), x[:1], samples=3)
+
+
+@pytest.mark.parametrize("begin", [lambda: list(in_order([int] * 3, 2)), lambda: meanwhile(int).__enter__()])
+def test_no_thread_is_left_where_one_is_interrupted_as_it_begins(begin: Callable[[], Any]) -> None:
+    """It would wait for work forever, and Python would wait for it at its end."""
+    begun = []
+
+    def start(thread: threading.Thread) -> None:
+        original(thread)
+        begun.append(thread)
+        raise KeyboardInterrupt
+
+    original = threading.Thread.start
+    with mock.patch.object(threading.Thread, "start", start), pytest.raises(KeyboardInterrupt):
+        begin()
+    (thread,) = begun
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 # ------------------------------------------------------------------------------------------------ same bits

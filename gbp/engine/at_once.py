@@ -34,14 +34,15 @@ def in_order(works: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
         thread.
     """
     tasks: SimpleQueue[_Task[T]] = SimpleQueue()
-    threads = _begun(workers, tasks) if workers > 1 else []
-    if not threads:
-        for work in works:
-            yield work()
-        return
+    threads: list[Thread] = []
     waiting = deque[Future[T]]()
     try:
+        if workers > 1:
+            threads = _begun(workers, tasks)
         for work in works:
+            if not threads:
+                yield work()
+                continue
             waiting.append(Future())
             tasks.put((waiting[-1], work))
             if len(waiting) > len(threads):
@@ -49,10 +50,9 @@ def in_order(works: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
         while waiting:
             yield waiting.popleft().result()
     finally:
+        _end(workers, tasks)
         for future in waiting:
             future.cancel()
-        for _ in threads:
-            tasks.put(None)
         for thread in threads:
             thread.join()
 
@@ -64,17 +64,16 @@ def meanwhile(work: Callable[[], T] | None) -> Iterator[Future[T] | None]:
     Yields what will hold its result; None where there is no work, and where the system gives no thread.
     """
     tasks: SimpleQueue[_Task[T]] = SimpleQueue()
-    threads = _begun(1, tasks) if work is not None else []
-    if work is None or not threads:
-        yield None
-        return
+    threads: list[Thread] = []
     future = Future[T]()
-    tasks.put((future, work))
-    tasks.put(None)
     try:
-        yield future
+        if work is not None and (threads := _begun(1, tasks)):
+            tasks.put((future, work))
+        yield future if threads else None
     finally:
-        threads[0].join()
+        _end(1, tasks)
+        for thread in threads:
+            thread.join()
 
 
 class InTurn:
@@ -118,6 +117,12 @@ def _begun(workers: int, tasks: SimpleQueue[_Task[T]]) -> list[Thread]:
             break
         threads.append(thread)
     return threads
+
+
+def _end(workers: int, tasks: SimpleQueue[_Task[T]]) -> None:
+    """End all threads that do tasks, behind these, also one whose beginning Ctrl-C interrupted."""
+    for _ in range(workers):
+        tasks.put(None)
 
 
 def _work(tasks: SimpleQueue[_Task[T]]) -> None:
