@@ -1168,6 +1168,7 @@ def quantized_by_range(nodes: Nodes, batch: int | str = "N") -> onnx.ModelProto:
         "b": np.array([0.5, -1], np.float32),
         **{"A": own.integers(-99, 99, (30, 90), np.int8), "Ab": own.standard_normal(90).astype(np.float32)},
         **{"As": np.float32(0.002), "Az": np.int8(4), "to3": STORED["to3"], "to4": STORED["to4"]},
+        **{"front": np.array([0]), "zero32": np.int32(0)},
     }
     used = {each for one in nodes for each in one.input}
     stored = {name: value for name, value in stored.items() if name in used}
@@ -1224,6 +1225,32 @@ MISREAD: dict[str, tuple[list[onnx.NodeProto], str]] = {
     "a zero point as a number": (
         [node("Cast", ["z"], ["f"], to=1), node("Mul", ["x", "f"], ["r"])],
         "Cast",
+    ),
+    "the scale cut to an integer": (
+        [
+            node("MatMulInteger", ["q", "M", "z"], ["p"]),
+            node("Cast", ["p"], ["f"], to=1),
+            node("Cast", ["s"], ["whole"], to=6),
+            node("Cast", ["whole"], ["cut"], to=1),
+            node("Mul", ["f", "cut"], ["r"]),
+        ],
+        "Cast 'whole'",
+    ),
+    "whether a product is 0": (
+        [
+            node("MatMulInteger", ["q", "M", "z"], ["p"]),
+            node("Cast", ["p"], ["truth"], to=9),
+            node("Cast", ["truth"], ["f"], to=1),
+            node("Mul", ["f", "s"], ["r"]),
+        ],
+        "Cast 'truth'",
+    ),
+    "a zero point of a product": (
+        [
+            node("MatMulInteger", ["q", "M", "z"], ["p"]),
+            node("DequantizeLinear", ["p", "s", "zero32"], ["r"]),
+        ],
+        "DequantizeLinear",
     ),
     "within a branch": (
         [

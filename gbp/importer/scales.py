@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..ops.dtypes import FLOATS
 from .branches import reads
 from .proto import label, qualified
 
@@ -85,7 +86,7 @@ class Scales:
             pairs, scales = _OF_INTEGERS[op]
             inputs = [*node.input, *[""] * 9]
             factors = [inputs[i] for i, _ in pairs]
-            if any(self._around.get(inputs[i], "") != self._zero(inputs[j]) for i, j in pairs):
+            if not all(self._fits(inputs[i], inputs[j]) for i, j in pairs):
                 return None
             if set(read) - {*factors, *(inputs[j] for _, j in pairs), *(inputs[i] for i in scales)}:
                 return None
@@ -95,18 +96,25 @@ class Scales:
             return None
         if op == "Mul" and self._around.keys().isdisjoint(read):
             return self._sum(node.input)
-        is_moved = op in _MOVES or (op == "Cast" and self._around.keys().isdisjoint(read))
+        is_moved = op in _MOVES or (_is_to_float(node) and self._around.keys().isdisjoint(read))
         return self._sum(read) if is_moved and read == list(node.input[:1]) else None
 
-    def _zero(self, name: str) -> str:
-        """The zero point of this name, "" for none and for one of the file's own."""
-        return name if name in self._zeros else ""
+    def _fits(self, name: str, zero: str) -> bool:
+        """Whether the zero point that a node takes off integers is theirs, or the file's own of its own."""
+        if name in self._powers:  # products have none
+            return zero == self._around.get(name, "")
+        return not zero or zero not in self._zeros
 
     def _sum(self, names: Iterable[str]) -> Counter[str]:
         total: Counter[str] = Counter()
         for name in names:
             total.update(self._powers.get(name, {}))
         return total
+
+
+def _is_to_float(node: onnx.NodeProto) -> bool:
+    """Whether a node is a Cast that leaves numbers as they are, but for rounding."""
+    return node.op_type == "Cast" and any(a.name == "to" and a.i in FLOATS for a in node.attribute)
 
 
 def dynamic(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
