@@ -1133,6 +1133,13 @@ BY_RANGE: dict[str, list[onnx.NodeProto]] = {
         node("QuantizeLinear", ["x", "Ws", "Mz0"], ["q"]),
         node("MatMulIntegerToFloat", ["q", "M", "Ws", "Ws", "Mz0"], ["r"], domain="com.microsoft"),
     ],
+    "a scale with an axis": [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "M", "z"], ["p"]),
+        node("Cast", ["p"], ["f"], to=1),
+        node("Unsqueeze", ["s", "front"], ["s1"]),
+        node("Mul", ["f", "s1"], ["r"]),
+    ],
     "in a branch": [
         node("Constant", [], ["is"], value=numpy_helper.from_array(np.array(True))),
         node(

@@ -33,7 +33,7 @@ def first_nodes(nodes: Iterable[onnx.NodeProto], image: str) -> Iterator[onnx.No
         if names.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
             continue
         if fact(node.op_type).is_pixelwise:
-            names.update(node.output)
+            names.update(node.output[:1])  # others are numbers of the whole tensor
         else:
             yield node
 
@@ -74,5 +74,5 @@ def with_channels(
             return (*shape[:axis], channels, *shape[axis + 1 :]) if channels > 0 else shape
         if node.op_type == "Pad" or not (fact(node.op_type).is_pixelwise or node.op_type == "Transpose"):
             return shape
-        names.update(node.output)
+        names.update(node.output[:1])
     return shape
