@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -1301,6 +1302,19 @@ def test_integers_are_no_scores() -> None:
     assert {tensor.name for tensor in Explainer(m).tensors} == {"r", "y"}
 
 
+def test_angles_are_taken_for_one_sample_alone() -> None:
+    """Positions and angles of few bytes make a table of many."""
+    many = {"at": np.zeros((2000, 1), np.int64), "cos": np.ones((1, 2000), np.float32)}
+    turned = node("RotaryEmbedding", ["x3", "at", "cos", "cos"], ["r3"], domain="com.microsoft")
+    nodes = [node("Reshape", ["x", "to3"], ["x3"]), turned, node("Reshape", ["r3", "to4"], ["r"]), MEAN]
+    m = model(nodes, many | {"to3": STORED["to3"], "to4": STORED["to4"]})
+    tracemalloc.start()
+    with pytest.raises(UnsupportedError, match=r"its positions have shape \[2000, 1\]. Supported: 4 numbers"):
+        Explainer(m).predict(X)
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()
+
+
 def test_a_softmax_on_integers_of_an_old_opset_runs_along_the_last_axis() -> None:
     """Without `axis`.  Softmax itself has 1 there, and all axes behind it."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -1385,7 +1399,9 @@ def test_the_scores_before_a_head_on_integers_are_explained(op: str) -> None:
         ),
         (node("QLinearReduceMean", ["x3"], ["r3"]), "quantize statically"),
         (node("RotaryEmbedding", ["x3", "first", "cos", "sin30"], ["r3"]), "2 cosines, 15 sines and 0 heads"),
-        (node("RotaryEmbedding", ["x3", "to3", "cos", "sin"], ["r3"]), "positions up to 30"),
+        (node("RotaryEmbedding", ["x3", "to3", "cos", "sin"], ["r3"]), "positions 0 to 30"),
+        (node("RotaryEmbedding", ["x3", "below", "cos30", "sin30"], ["r3"]), "positions -1 to 2"),
+        (node("RotaryEmbedding", ["x3", "first", "empty", "empty"], ["r3"]), r"angles have shape \[7, 0\]"),
         (node("RotaryEmbedding", ["x3", "first", "cos", "sin"], ["r3"], scale=2.0), "scale is set"),
         (node("QAttention", ["x3", "q8", "t", "g", "g"], ["r3"], num_heads=3), "do not fit the weights"),
     ],
@@ -1398,6 +1414,7 @@ def test_fused_ops_are_refused_with_the_reason(fused: onnx.NodeProto, said: str)
         "q8": np.zeros((30, 90), np.int8),
         "half": np.zeros(12, np.uint8),
         "halves": np.ones(24, np.float32),
+        **{"below": np.array([-1]), "empty": np.zeros((7, 0), np.float32)},
     }
     used = {each for one in nodes for each in one.input}
     with pytest.raises((ModelError, UnsupportedError), match=said):

@@ -221,15 +221,21 @@ def rotary(node: Node, w: Writer) -> None:
 def _of_positions(node: Node, index: int, positions: int, length: int) -> NDArray[np.float32]:
     """Cosines or sines at the positions of one sample: (length, half)."""
     table = node.constant(index)
+    if not table.size:
+        node.invalid(f"its angles have shape {list(table.shape)}.")
     if node.has(positions):
         at = node.constant(positions, np.int64)
         if at.size == 1 and at.ndim == 1:  # onnxruntime's: where the first one is
             at = at + np.arange(length)
         if table.ndim != 2 or not at.size or at.min() < 0 or at.max() >= len(table):
-            node.invalid(
-                f"positions up to {at.max(initial=0)} are not in a table of shape {list(table.shape)}."
+            least, most = at.min(initial=0), at.max(initial=0)
+            node.invalid(f"positions {least} to {most} are not in a table of shape {list(table.shape)}.")
+        if at.shape[-1:] != (length,) or (at != at.reshape(-1, length)[0]).any():
+            node.refuse(
+                f"its positions have shape {list(at.shape)}.",
+                supported=f"{length} numbers, the same for all samples",
             )
-        table = table[at]
+        table = table[at.reshape(-1, length)[0]]
     rows = table.reshape(-1, *table.shape[-2:]) if table.ndim in (2, 3) else table
     if rows.ndim != 3 or rows.shape[1] != length or not (rows == rows[:1]).all():
         node.refuse(
