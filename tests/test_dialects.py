@@ -441,6 +441,13 @@ def test_the_first_conv_says_how_many_channels_an_open_file_takes(channels_last:
     assert not inspect(model, size=(8, 9)).unsupported
 
 
+def test_an_image_that_is_turned_and_back_has_its_channels_first() -> None:
+    b = Builder(opset=13)
+    x = b.transpose(b.transpose(b.input(1, 4, 8, 9), 0, 3, 1, 2), 0, 2, 3, 1)
+    explainer = Explainer(all_open(b.model(b.head(b.conv(x, 4)))))
+    assert explainer.predict(np.ones((1, 4, 8, 9), np.float32)).size
+
+
 def test_a_file_of_any_number_of_channels_is_not_taken_for_one_of_224() -> None:
     b = Builder(opset=13)
     model = all_open(b.model(b.node("GlobalMaxPool", b.input(1, 3, 8, 9))))

@@ -63,16 +63,20 @@ def with_channels(
     axis = len(shape) - 1 if channels_last else 1
     if channels_last is None or len(shape) < 3 or shape[axis] is not None:
         return shape
-    names = {image}
+    turned, names = ({image}, set[str]()) if channels_last else (set[str](), {image})
     for node in nodes:
-        if names.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
+        read = {*node.input}
+        if (read.isdisjoint(turned) and read.isdisjoint(names)) or node.op_type in ("Shape", "Size"):
             continue
         if node.op_type == "Conv" and node.input[0] in names and len(node.input) > 1:
             weights = stored.get(node.input[1])
             group = next((a.i for a in node.attribute if a.name == "group"), 1)
             channels = weights.dims[1] * group if weights is not None and len(weights.dims) > 2 else 0
             return (*shape[:axis], channels, *shape[axis + 1 :]) if channels > 0 else shape
-        if node.op_type == "Pad" or not (fact(node.op_type).is_pixelwise or node.op_type == "Transpose"):
+        if node.op_type == "Transpose" and read.isdisjoint(names):  # the one that `reads_channels_last` found
+            names.add(node.output[0])
+        elif node.op_type != "Pad" and fact(node.op_type).is_pixelwise:
+            (turned if read.isdisjoint(names) else names).update(node.output[:1])
+        else:
             return shape
-        names.update(node.output[:1])
     return shape
