@@ -6,13 +6,14 @@ reads a constant which is not the same for each sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
-from ..limits import elements
+from ..limits import MAX_NAMES, elements
 from ..ops import PARSERS, fact
 from ..ops.functions import PARSERS as FUNCTIONS
 from ..ops.node import Node
@@ -261,12 +262,13 @@ def _resized(f: Followed) -> Place:
     return place
 
 
-def _of(operands: slice, rule: Callable[[Followed], Place]) -> Callable[[Followed], Place]:
+def _of(operands: Iterable[int], rule: Callable[[Followed], Place]) -> Callable[[Followed], Place]:
     """The rule of an op on integers, whose operands have scales and zero points behind them."""
 
     def found(f: Followed) -> Place:
-        node = replace(f.node, operands=f.node.operands[operands])
-        return rule(replace(f, node=node, places=f.places[operands], many=f.many[operands]))
+        at = [*takewhile(lambda i: i < len(f.places), operands)]
+        node = replace(f.node, operands=[f.node.operands[i] for i in at])
+        return rule(replace(f, node=node, places=[f.places[i] for i in at], many=[f.many[i] for i in at]))
 
     return found
 
@@ -307,11 +309,12 @@ RULES: dict[str, Callable[[Followed], Place]] = {
     **dict.fromkeys((f"com.microsoft.{op}Linear" for op in ("Quantize", "Dequantize")), _quantized),
     **dict.fromkeys(("QLinearConv", "com.microsoft.FusedConv", "com.microsoft.GridSample"), _front),
     **dict.fromkeys(("RotaryEmbedding", "com.microsoft.RotaryEmbedding"), _front),
-    "QLinearMatMul": _of(slice(0, 4, 3), _multiplied),
-    "com.microsoft.QGemm": _of(slice(0, 7, 3), _gemm),
-    **dict.fromkeys((f"com.microsoft.QLinear{op}" for op in ("Add", "Mul")), _of(slice(0, 4, 3), _broadcast)),
+    "QLinearMatMul": _of((0, 3), _multiplied),
+    "com.microsoft.QLinearWhere": _of((0, 1, 4), _broadcast),
+    "com.microsoft.QGemm": _of((0, 3, 6), _gemm),
+    **dict.fromkeys((f"com.microsoft.QLinear{op}" for op in ("Add", "Mul")), _of((0, 3), _broadcast)),
     **dict.fromkeys((f"com.microsoft.{op}Attention" for op in ("", "MultiHead", "Q")), _front),
-    "com.microsoft.QLinearConcat": _of(slice(2, None, 3), _joined),
+    "com.microsoft.QLinearConcat": _of(range(2, MAX_NAMES, 3), _joined),
     **dict.fromkeys((f"com.microsoft.QLinear{op}AveragePool" for op in ("", "Global")), _front),
     "com.microsoft.QLinearLeakyRelu": _same,
     **dict.fromkeys(("Trilu", "com.microsoft.Trilu"), lambda f: f.beside((-2, -1))),
