@@ -179,6 +179,8 @@ def test_images_sizes_and_outputs(tmp_path: Path) -> None:
     assert whole.scores == net.graph.output[0].name
     with pytest.raises(InputError, match="2 images"):
         verify(net, np.zeros((2, 3, 9, 11), np.float32))
+    with pytest.raises(InputError, match=r"a sample has shape \[3, 1099511627776, 9\]"):
+        verify(net, size=(2**40, 9))
 
 
 def test_without_steps_and_with_a_rectifier_first(reference: str) -> None:

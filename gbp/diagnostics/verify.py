@@ -29,7 +29,7 @@ from ..graph.shapes import Shape
 from ..importer.load import open_model
 from ..importer.proto import label
 from ..importer.subgraph import Choice, Source
-from ..limits import computing, elements
+from ..limits import MAX_ELEMENTS, computing, elements
 from ..ops import fact, qlinear
 from ..ops.node import Node
 from ..ops.window import read_axes
@@ -163,7 +163,10 @@ def _sample(
     """The image with a little noise, or noise alone: float32 (1, …)."""
     if image is None:
         size = size or (explainer.preprocess.size if explainer.preprocess else None)
-        return rng.standard_normal((1, *source.sample_shape(size)), np.float32)
+        shape = source.sample_shape(size)
+        if elements(shape) > MAX_ELEMENTS:
+            raise InputError(f"a sample has shape {list(shape)}.", supported=f"up to {MAX_ELEMENTS} numbers")
+        return rng.standard_normal((1, *shape), np.float32)
     x = explainer.prepare(image)
     if len(x) != 1:
         raise InputError(f"there are {len(x)} images.", supported="one at a time")
