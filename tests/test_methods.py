@@ -404,6 +404,31 @@ def test_a_convolution_of_integers_has_the_last_planes() -> None:
     assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
 
 
+def dense_of_integers(b: Builder, x: str) -> str:
+    q, scale, zero = b.nodes("DynamicQuantizeLinear", x, outputs=3)
+    made = b.node("MatMulInteger", q, b.constant(b.rng.integers(-9, 9, (144, 4)), np.int8), zero)
+    return b.mul(b.node("Cast", made, to=1), scale)
+
+
+def dense_of_constant_scales(b: Builder, x: str) -> str:
+    scale, zero = b.constant(0.02), b.constant(3, np.uint8)
+    q, weights = (
+        b.node("QuantizeLinear", x, scale, zero),
+        b.constant(b.rng.integers(0, 9, (144, 4)), np.uint8),
+    )
+    made = b.node("QLinearMatMul", q, scale, zero, weights, scale, zero, scale, zero)
+    return b.node("DequantizeLinear", made, scale, zero)
+
+
+@pytest.mark.parametrize("dense", [dense_of_integers, dense_of_constant_scales])
+def test_a_dense_layer_of_integers_reads_the_last_planes(dense: Callable[[Builder, str], str]) -> None:
+    """As quantize_dynamic writes it, and as quantize_static."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 8, 8), 4))
+    model = b.model(dense(b, b.flatten(y)))
+    assert methods.grad_cam(Explainer(model), samples_of(1, shape=(3, 8, 8))).details["layer"] == y
+
+
 def test_a_quantized_rectifier_has_the_last_planes() -> None:
     """As quantizers write Conv and Relu: numbers below 0 are less than the least integer."""
     b = Builder()

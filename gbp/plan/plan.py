@@ -336,16 +336,16 @@ def _tensors_of_file(graph: Graph) -> tuple[Tensor, ...]:
     """The file's tensors that layers make."""
     axes, found = channel_axes(graph), []
     means = channel_means(graph, axes)
-    made = set[str]()  # planes of a convolution inside a node, such as FusedConv, that goes on with them
+    inside = dict[str, str]()  # of a node such as FusedConv, or of integers: what made or read planes there
     for layer in graph.layers:
         y, is_activation = layer.output, layer.op.is_activation  # as SiLU, which ONNX does not name
         known = fact(layer.kind)
-        planes = "kept" if is_activation else known.planes
+        planes: str = "kept" if is_activation else known.planes
         passes_on = known.keeps_values and graph.shapes[y] == graph.shapes[layer.inputs[0]]  # as Cast
-        if (planes == "kept" or passes_on) and not made.isdisjoint(layer.inputs):
-            planes = "made"
-        if y not in graph.of_file and planes == "made":
-            made.add(y)
+        if planes == "kept" or passes_on:
+            planes = next((inside[x] for x in layer.inputs if x in inside), planes)
+        if y not in graph.of_file and planes in ("made", "read"):
+            inside[y] = planes
         elif y in graph.of_file and not isinstance(layer.op, Indices):
             shape = graph.shapes[y][1:]
             found.append(Tensor(y, layer.name, layer.kind, shape, axes.get(y), means.get(y), planes))
