@@ -441,6 +441,23 @@ def test_draws_have_the_size_of_what_they_replace(dtype: type) -> None:
     assert drawn.astype(float).std() == pytest.approx(8.6, abs=0.4)  # 0.88 of it; int8 truncates
 
 
+def test_layers_of_integers_are_drawn_anew_and_their_scales_are_not() -> None:
+    """As quantize_dynamic and quantize_static write them, beside layers of floats."""
+    b = Builder()
+    y = b.relu(b.conv(b.input(1, 3, 6, 6), 4))
+    q, scale, zero = b.nodes("DynamicQuantizeLinear", y, outputs=3)
+    zeros, step = b.constant(b.rng.integers(0, 9, 4), np.uint8), b.constant(0.02)
+    made = b.node("ConvInteger", q, b.constant(b.rng.integers(0, 99, (4, 4, 3, 3)), np.uint8), zero, zeros)
+    y = b.mul(b.node("Cast", made, to=1), b.mul(scale, step))
+    q = b.node("QuantizeLinear", b.flatten(y), step, zeros_point := b.constant(7, np.uint8))
+    dense = b.constant(b.rng.integers(0, 99, (16, 5)), np.uint8)
+    y = b.node("QLinearMatMul", q, step, zeros_point, dense, step, zeros_point, step, zeros_point)
+    random = Randomised(b.model(b.node("DequantizeLinear", y, step, zeros_point)), Choice())
+    assert [layer.op for layer in random.layers] == ["Conv", "ConvInteger", "QLinearMatMul"]
+    assert [len(layer.tensors) for layer in random.layers[1:]] == [1, 1]
+    assert random.layers[2].tensors == (dense,)
+
+
 def test_a_model_without_weights_is_refused() -> None:
     b = Builder()
     with pytest.raises(InputError, match="no layer with weights"):

@@ -26,6 +26,17 @@ from ..importer.subgraph import Choice
 
 #: Ops that multiply by weights.  Their constant operands are the layer's parameters.
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FC", "FusedConv", "FusedGemm", "FusedMatMul")
+#: Such ops on integers, and the operands that are weights or a bias; others are scales and zero points.
+_OF_INTEGERS = {
+    "ConvInteger": (1,),
+    "MatMulInteger": (0, 1),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (0, 3),
+    "QGemm": (3, 6),
+    "DynamicQuantizeMatMul": (1, 4),
+    "MatMulIntegerToFloat": (0, 1, 6),
+    "QAttention": (1, 2),
+}
 #: Where the normal distribution is cut off, in standard deviations.
 _CUT = 2.0
 
@@ -89,7 +100,8 @@ class Randomised:
         self.layers: tuple[WeightLayer, ...] = self._find(source.nodes, source.input)
         if not self.layers:
             raise InputError(
-                "the model has no layer with weights to randomise.", supported=", ".join(_WEIGHTED)
+                "the model has no layer with weights to randomise.",
+                supported=", ".join((*_WEIGHTED, *_OF_INTEGERS)),
             )
         names = {name for layer in self.layers for name in layer.tensors}
         self._originals = {name: self._tensors[name].SerializeToString() for name in names}
@@ -138,9 +150,11 @@ class Randomised:
             if depends.isdisjoint(node.input):
                 continue
             depends.update(node.output)
-            if node.op_type not in _WEIGHTED:
+            if node.op_type not in (*_WEIGHTED, *_OF_INTEGERS):
                 continue
-            constant = [name for name in node.input if name and name not in depends]
+            may_be = _OF_INTEGERS.get(node.op_type, range(len(node.input)))
+            operands = [name for i, name in enumerate(node.input) if i in may_be]
+            constant = [name for name in operands if name and name not in depends]
             found = [self._stored(name, producers) for name in constant]
             tensors = tuple(dict.fromkeys(name for name in found if name is not None))
             if any(len(self._tensors[name].dims) > 1 for name in tensors):
